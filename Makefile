@@ -1,0 +1,62 @@
+# TRU V2. People and CI use the same targets; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ORACLE ?= .venv-oracle
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check lint types imports score clean
+.SUFFIXES:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# The stamps make a second call quick: pip runs again only when the requirements have changed.
+$(VENV)/.serve: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP_INSTALL) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve pyproject.toml constraints.txt
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Transformers' own video processor needs torchvision, which does not import beside a CPU-only torch; so the
+# reference implementations live in an environment of their own.  A local preference for CPU builds is switched off.
+$(ORACLE)/.made: tests/oracle-requirements.txt
+	$(PYTHON) -m venv $(ORACLE)
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement tests/oracle-requirements.txt
+	touch $@
+
+serve: $(VENV)/.serve  ## install, start the server, print the page's address
+	@exec $(BIN)/python server.py
+
+test: $(VENV)/.dev  ## install and run all tests
+	@TRU_ORACLE_PYTHON=$${TRU_ORACLE_PYTHON:-$$(test -x $(ORACLE)/bin/python && echo $(CURDIR)/$(ORACLE)/bin/python)} \
+	  $(BIN)/python -m pytest $(ARGS)
+
+oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
+
+check: lint types imports  ## style, types and import rules
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http://127.0.0.1:8000)
+	$(BIN)/python -m demo_model.score $${BASE:-http://127.0.0.1:8000}
+
+clean:  ## remove environments and build outputs
+	rm -rf $(VENV) $(ORACLE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

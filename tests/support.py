@@ -1,0 +1,82 @@
+"""What tests share: strictness under CI, and a real server in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 120
+STOP_SECONDS = 60
+
+
+def require(condition: object, reason: str) -> None:
+    """Skip with a reason, or fail with it where CI has promised that nothing is missing."""
+    if condition:
+        return
+    if os.environ.get("TRU_CI_STRICT") == "1":
+        pytest.fail(f"CI promises this: {reason}")
+    pytest.skip(reason)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A running ``python server.py``."""
+
+    base: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    storage: Path
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+SERVER = (sys.executable, str(ROOT / "server.py"))
+
+
+def start_server(folder: Path, *, command: tuple[str, ...] = SERVER, **environment: str) -> Server:
+    """Start the server on a free port, from a foreign working directory, and wait until it answers."""
+    port = free_port()
+    own = {"PORT": str(port), "STORAGE_DIR": str(folder / "storage"), "ALLOW_PRIVATE_URLS": "true"}
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **own, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log, folder / "storage")
+    _wait_until_ready(server)
+    return server
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{server.base}/v1/health", timeout=5):
+            return
+        time.sleep(0.1)
+    server.process.kill()
+    raise RuntimeError(f"the server did not start:\n{server.log.read_text()}")

@@ -1,0 +1,210 @@
+"""Every setting: name, default, unit, bounds and a sentence.  The only reader of the environment.
+
+Settings are built once, in ``server.py``, and passed inwards as arguments.  ``env.template`` and the configuration
+page are generated from this file (``python -m tru_vlm.settings``); a test fails when they drift.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEBIBYTE = 1 << 20
+GIBIBYTE = 1 << 30
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the text names the variable, the value and what is accepted."""
+
+
+class Settings(BaseSettings):
+    """The server's configuration.  Each field is an environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    # Model
+    model_path: str = Field("demo", description="A Qwen3-VL folder or hub id; 'demo' is the bundled demo model.")
+    model_name: str | None = Field(
+        None, description="Name under which the model answers; by default the last part of MODEL_PATH."
+    )
+    model_backend: Literal["hf", "vllm"] = Field("hf", description="Engine: Transformers (hf) or vLLM.")
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        "auto", description="Where the model runs; auto takes CUDA, else MPS, else the CPU."
+    )
+    devices: Annotated[int, Field(ge=0, le=64)] = Field(0, description="How many CUDA devices to use; 0 takes all.")
+    workers_per_device: Annotated[int, Field(ge=1, le=16)] = Field(1, description="Worker processes per device.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Weights' type; auto is bfloat16 on a GPU and float32 on the CPU."
+    )
+    use_flash_attn: bool = Field(True, description="Use flash-attn 2 on CUDA when it is installed; else SDPA.")
+    vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Share of a GPU's memory that vLLM takes."
+    )
+    vllm_tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="GPUs over which vLLM splits the model."
+    )
+
+    # Sampling of videos
+    default_video_fps: Annotated[float, Field(gt=0, le=60)] = Field(
+        2.0, description="Frames per second that are sampled when a request does not say."
+    )
+    default_max_frames: Annotated[int, Field(ge=2, le=16384)] = Field(
+        768, description="Most frames that are sampled when a request does not say."
+    )
+    image_patch_size: Annotated[int, Field(ge=2, le=64)] = Field(
+        16, description="Side of a vision patch in pixels; 16 for Qwen3-VL. Must agree with the model."
+    )
+
+    # Generation
+    max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        2048, description="Most tokens of an answer: the default, and the most a request may ask for."
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] = Field(
+        0.7, description="Sampling temperature when a request does not say; 0 is greedy."
+    )
+
+    # Engine
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        8, description="Most requests that a worker runs at once."
+    )
+    max_context_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="Most tokens of prompt, frames and answer together; 0 takes the model's own limit."
+    )
+    kv_cache_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="Size of the KV cache in tokens, all requests together; 0 sizes it by free memory."
+    )
+    prefill_chunk_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
+        512, description="Most prompt tokens that one step works on, so that running answers are not stalled."
+    )
+
+    # Limits
+    max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        64, description="Requests that may wait; one more is refused with 429."
+    )
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="Wall clock over a whole request, in seconds."
+    )
+    max_prompt_characters: Annotated[int, Field(ge=1)] = Field(100_000, description="Longest prompt, in characters.")
+    max_json_bytes: Annotated[int, Field(ge=1024)] = Field(
+        64 * MEBIBYTE, description="Largest JSON body (data URIs included), in bytes."
+    )
+    max_upload_bytes: Annotated[int, Field(ge=1)] = Field(
+        2 * GIBIBYTE, description="Largest video, uploaded or fetched, in bytes."
+    )
+    max_spool_bytes: Annotated[int, Field(ge=1)] = Field(
+        16 * GIBIBYTE, description="Disk space for all videos that are being received or decoded, in bytes."
+    )
+    min_free_bytes: Annotated[int, Field(ge=0)] = Field(
+        GIBIBYTE, description="Disk space that uploads and frames leave free, in bytes."
+    )
+    max_video_seconds: Annotated[float, Field(gt=0)] = Field(4 * 3600.0, description="Longest video, in seconds.")
+    max_video_frames: Annotated[int, Field(ge=2)] = Field(4096, description="Most frames a request may sample.")
+    max_source_pixels: Annotated[int, Field(ge=1)] = Field(
+        8192 * 8192, description="Largest width x height of a source frame or image, in pixels."
+    )
+
+    # Getting and decoding videos
+    allow_private_urls: bool = Field(False, description="Fetch from private and loopback addresses too.")
+    allowed_url_hosts: str = Field(
+        "", description="Hosts to fetch from, separated by commas (*.example.com takes subdomains); empty allows all."
+    )
+    url_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        GIBIBYTE, description="Disk space for fetched videos, so that an unchanged URL is not fetched twice, in bytes."
+    )
+    fetch_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        120.0, description="Wall clock for fetching one URL, in seconds."
+    )
+    video_reader: Literal["auto", "torchcodec", "pyav"] = Field(
+        "auto", description="Video decoder; auto takes torchcodec when it loads, else PyAV."
+    )
+    decode_processes: Annotated[int, Field(ge=1, le=256)] = Field(
+        2, description="Child processes that decode videos, hence videos decoded at once."
+    )
+    decode_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="Wall clock for decoding one video, in seconds."
+    )
+    decode_memory_bytes: Annotated[int, Field(ge=2 * GIBIBYTE)] = Field(
+        16 * GIBIBYTE, description="Address space of one decode process, in bytes."
+    )
+    storage_dir: Path = Field(
+        Path("~/.cache/tru-vlm"), description="Folder for uploads in progress and sampled frames."
+    )
+    frame_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        2 * GIBIBYTE, description="Disk space for sampled frames, in bytes; the least recently used go first."
+    )
+
+    # Server
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(  # noqa: S104 - accepted when the operator asks for it
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 and :: are open to the network."
+    )
+    port: Annotated[int, Field(ge=1024, le=65535)] = Field(8000, description="Port to listen on.")
+    drain_seconds: Annotated[int, Field(ge=0)] = Field(
+        30, description="On SIGTERM, how long running answers may go on, in seconds."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("storage_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+
+def load_settings(env_file: Path | str | None = ".env", **overrides: object) -> Settings:
+    """Read settings from the environment and a ``.env`` file; keyword arguments win.
+
+    Raises:
+        SettingsError: if a value is misspelt or out of range, or ``.env`` has an unknown name.
+    """
+    try:
+        return Settings(_env_file=env_file, **overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(item) for item in error.errors())) from error
+
+
+def _explain(item: object) -> str:
+    """One sentence for one of pydantic's errors: the variable, the value, what is accepted."""
+    assert isinstance(item, dict)  # noqa: S101 - pydantic's own shape
+    name = str(item["loc"][0]) if item["loc"] else "?"
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"{name.upper()}: there is no such setting; see env.template for all names."
+    return f"{name.upper()}={item['input']!s}: {item['msg']}. {field.description} Default: {_show(field.default)}."
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def env_template() -> str:
+    """The text of ``env.template``: every setting with its sentence and default, commented out."""
+    lines = ["# Settings of TRU V2. Copy to .env and change what you need; every line shows the default.", ""]
+    for name, field in Settings.model_fields.items():
+        lines += [f"# {field.description}{_bounds(field)}", f"# {name.upper()}={_show(field.default)}".rstrip(), ""]
+    return "\n".join(lines)
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The accepted values, as far as the field's type tells them."""
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return " One of: " + ", ".join(choices) + "."
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    rules = [
+        f"{sign} {getattr(rule, key)}" for rule in field.metadata for key, sign in signs.items() if hasattr(rule, key)
+    ]
+    return f" ({', '.join(rules)})" if rules else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(env_template())
