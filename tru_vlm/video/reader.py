@@ -1,0 +1,292 @@
+"""The adapter is the only module that imports qwen_vl_utils; it knows no process, no cache and no request.
+
+Importing it takes a second or two (torch, PyAV): decode processes do it at their start, the HTTP process in a thread.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+import qwen_vl_utils as qwen
+from tru_vlm.video.failures import DecodeFailure
+from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, SamplingPlan, num_visual_tokens
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+EXIF_ORIENTATION = 0x0112
+_EXIF_TURNS = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}  # clockwise, mirroring left out (Exif 2.32, 4.6.4)
+
+
+@contextmanager
+def video_errors() -> Iterator[None]:
+    """Turn qwen_vl_utils' errors into :class:`DecodeFailure`."""
+    try:
+        yield
+    except qwen.VideoError as error:
+        raise DecodeFailure(error.code, error.detail, stage=error.stage, cause=error.cause) from error
+
+
+def decoder_states(reader: str) -> dict[str, str]:
+    """Each decoder's state here: "available", or why not.  Beside a named one no other is tried: loading takes long."""
+    if reader != "auto":
+        return {reader: "available"}
+    return {str(name): state for name, state in qwen.backend_status().items()}
+
+
+def choose_reader(reader: str) -> str:
+    """The decoder that will be used for a setting's value.
+
+    Raises:
+        DecodeFailure: it does not load here.
+    """
+    with video_errors():
+        return qwen.choose_backend(None if reader == "auto" else reader).name
+
+
+def probe_video(path: Path) -> MediaProbe:
+    """What a video's header says; where it tells no counts, its packets are counted (nothing is decoded).
+
+    Raises:
+        DecodeFailure: not a video that can be read.
+    """
+    with video_errors():
+        probe = qwen.probe_video(path)
+        duration, rate, num_frames = probe.duration_seconds, probe.average_fps, probe.num_frames
+        if not (duration and rate and num_frames):
+            table = qwen.scan_frames(path)
+            duration, rate, num_frames = table.duration_seconds, table.average_fps, table.num_frames
+    return MediaProbe(
+        kind="video",
+        container=probe.format_name,
+        codec=probe.codec,
+        width=probe.width,
+        height=probe.height,
+        duration_seconds=duration,
+        average_fps=rate,
+        num_frames=num_frames,
+        rotation=probe.rotation_degrees,
+        num_streams=probe.num_streams,
+    )
+
+
+def probe_image(path: Path) -> MediaProbe:
+    """What an image's header says.
+
+    Raises:
+        DecodeFailure: not an image that can be read.
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            width, height = image.size
+            name = image.format or "image"
+    except Image.DecompressionBombError as error:
+        raise DecodeFailure("image_too_large", "the image has too many pixels", stage="probe") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:  # Pillow's own for damaged headers
+        raise DecodeFailure("unreadable_image", "the image is damaged", stage="probe", cause=str(error)) from error
+    turn = _EXIF_TURNS.get(orientation, 0)
+    if turn in (90, 270):
+        width, height = height, width
+    return MediaProbe(
+        kind="image",
+        container=name,
+        codec=name.lower(),
+        width=width,
+        height=height,
+        duration_seconds=None,
+        average_fps=None,
+        num_frames=1,
+        rotation=turn,
+    )
+
+
+def plan_video(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str, ...]) -> SamplingPlan:
+    """What would be sampled of a video, by arithmetic alone.
+
+    Raises:
+        DecodeFailure: the options do not fit the video.
+    """
+    counts = qwen.SourceCounts(
+        num_frames=probe.num_frames or 0,
+        average_fps=probe.average_fps or 0.0,
+        height=probe.height,
+        width=probe.width,
+    )
+    with video_errors():
+        plan = qwen.plan_video(counts, _options(sampling), image_patch_size=sampling.patch_size)
+    duration = probe.duration_seconds
+    end = duration if sampling.video_end is None else min(sampling.video_end, duration or sampling.video_end)
+    return SamplingPlan(
+        kind="video",
+        num_frames=plan.num_frames,
+        height=plan.resized_height,
+        width=plan.resized_width,
+        video_tokens=plan.visual_tokens,
+        frame_timestamps=tuple(plan.pts_seconds),
+        source_fps=plan.source_fps,
+        sample_fps=plan.sample_fps,
+        video_start=sampling.video_start or 0.0,
+        video_end=end,
+        notes=notes + tuple(note.message for note in plan.notes),
+    )
+
+
+def plan_image(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str, ...]) -> SamplingPlan:
+    """The size and tokens that an image would have.
+
+    Raises:
+        DecodeFailure: no legal size.
+    """
+    factor = 2 * sampling.patch_size
+    with video_errors():
+        size = qwen.smart_resize(probe.height, probe.width, factor, sampling.min_pixels, sampling.max_pixels)
+    height, width = max(factor, size[0]), max(factor, size[1])
+    tokens = num_visual_tokens(num_frames=1, height=height, width=width, patch_size=sampling.patch_size)
+    return SamplingPlan(kind="image", num_frames=1, height=height, width=width, video_tokens=tokens, notes=notes)
+
+
+def sample_video(
+    path: Path, sampling: EffectiveSampling, out_path: Path, *, reader: str, num_threads: int
+) -> SampledInfo:
+    """Decode a video's sampled frames into a new ``.npy`` file, uint8 (T, 3, H, W).
+
+    Raises:
+        DecodeFailure: the file cannot be decoded, the options do not fit it, or the disk is full.
+    """
+    options = _options(sampling)
+    with video_errors():
+        # The size must be known before the file can be made; reading the packets again is cheap beside decoding.
+        plan = _exact_plan(path, options, sampling.patch_size)
+        _check_count(sampling, plan)
+        shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
+        with npy_file(out_path, shape) as frames:
+            sampled = qwen.read_video(
+                path,
+                sampling=options,
+                image_patch_size=sampling.patch_size,
+                backend=None if reader == "auto" else reader,
+                num_threads=num_threads,
+                out=torch.from_numpy(frames),
+            )
+    if tuple(sampled.frames.shape) != shape:
+        raise DecodeFailure("internal", "the frames have another shape than was planned", stage="decode")
+    return SampledInfo(
+        kind="video",
+        num_frames=shape[0],
+        height=shape[2],
+        width=shape[3],
+        source_height=sampled.source_height,
+        source_width=sampled.source_width,
+        decoder=sampled.backend,
+        duration_seconds=sampled.duration_seconds,
+        source_fps=sampled.source_fps,
+        sample_fps=sampled.sample_fps,
+        timestamps_seconds=tuple(sampled.pts_seconds),
+        frames_indices=tuple(sampled.frames_indices),
+        notes=tuple(note.message for note in sampled.notes),
+    )
+
+
+def sample_image(path: Path, sampling: EffectiveSampling, out_path: Path, *, max_source_pixels: int) -> SampledInfo:
+    """Decode an image into a new ``.npy`` file, uint8 (1, 3, H, W).
+
+    Raises:
+        DecodeFailure: the file cannot be decoded, or the disk is full.
+    """
+    with video_errors():
+        image = qwen.load_image(
+            path,
+            image_patch_size=sampling.patch_size,
+            min_pixels=sampling.min_pixels,
+            max_pixels=sampling.max_pixels,
+            max_source_pixels=max_source_pixels,
+        )
+    probe = probe_image(path)
+    with npy_file(out_path, (1, 3, image.height, image.width)) as frames:
+        frames[0] = np.asarray(image).transpose(2, 0, 1)
+    return SampledInfo(
+        kind="image",
+        num_frames=1,
+        height=image.height,
+        width=image.width,
+        source_height=probe.height,
+        source_width=probe.width,
+        decoder="pillow",
+    )
+
+
+@contextmanager
+def npy_file(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+    """A new ``.npy`` file of uint8, mapped into memory.
+
+    Its blocks are allocated first: a disk that fills up under a mapping ends the process (SIGBUS).
+
+    Raises:
+        DecodeFailure: ``storage_full``.
+    """
+    num_bytes = int(np.prod(shape))
+    try:
+        with path.open("wb") as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            offset = file.tell()
+            _allocate(file.fileno(), offset, num_bytes)
+    except OSError as error:
+        raise DecodeFailure("storage_full", "no disk space for the frames", stage="write", cause=str(error)) from error
+    yield np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
+
+
+def _allocate(fd: int, offset: int, num_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, offset, num_bytes)
+    else:  # macOS
+        os.truncate(fd, offset + num_bytes)
+
+
+def _options(sampling: EffectiveSampling) -> qwen.SamplingOptions:
+    return qwen.SamplingOptions(
+        fps=sampling.fps,
+        nframes=sampling.nframes,
+        min_frames=sampling.min_frames,
+        max_frames=sampling.max_frames,
+        min_pixels=sampling.min_pixels,
+        max_pixels=sampling.max_pixels,
+        total_pixels=sampling.total_pixels,
+        video_start=sampling.video_start,
+        video_end=sampling.video_end,
+    )
+
+
+def _exact_plan(path: Path, options: qwen.SamplingOptions, patch_size: int) -> qwen.VideoPlan:
+    table = qwen.scan_frames(path)
+    times = table.times().tolist() if table.is_variable_rate else None
+    return qwen.plan_video(table, options, image_patch_size=patch_size, times=times)
+
+
+def _check_count(sampling: EffectiveSampling, plan: qwen.VideoPlan) -> None:
+    """Refuse an exact count that the span does not hold; the header may have promised more."""
+    wanted, available = sampling.nframes, plan.num_source_frames
+    if wanted is not None and wanted > max(available, 2):
+        text = f"nframes is {wanted}; the video has {available} frames in this span"
+        raise DecodeFailure("invalid_frame_count", text, stage="sample")
+
+
+def frame_jpeg(path: Path, index: int, max_side: int) -> bytes | None:
+    """One frame of a ``.npy`` file as JPEG, its longer side at most ``max_side`` pixels; None outside of 0..T-1."""
+    frames: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not 0 <= index < frames.shape[0]:
+        return None
+    image = Image.fromarray(np.ascontiguousarray(frames[index].transpose(1, 2, 0)))
+    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,314 @@
+"""The service answers for a file's frames: what is in it, what would be sampled, the frames.  It knows no HTTP.
+
+It composes the sniffing, the decode pool and the frame cache, and is the one place of this package where failures
+become errors for clients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Self
+
+from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
+from tru_vlm.types import FramesRef, VideoInfo, VideoParams
+from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
+from tru_vlm.video.failures import DecodeFailure, client_error
+from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease
+from tru_vlm.video.media import (
+    EffectiveSampling,
+    LocalFile,
+    MediaProbe,
+    ReaderName,
+    SampledInfo,
+    SamplingBounds,
+    SamplingPlan,
+    num_visual_tokens,
+)
+from tru_vlm.video.media_type import ACCEPTED, read_head, sniff_media_type
+from tru_vlm.video.sampling import settle_sampling
+
+CACHE_FORMAT = 1
+"""Part of every cache key; to be raised when the same options give other frames than before."""
+
+MAX_STREAMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class VideoServiceStats:
+    """Counters of both parts."""
+
+    pool: DecodePoolStats
+    cache: FrameCacheStats
+
+
+class FramesLease:
+    """Sampled frames in use; they stay on disk until :meth:`release`.  Usable in ``with`` and ``async with``.
+
+    Attributes:
+        ref: what a worker needs to read them.
+        info: what the answer says about them; ``frames_url`` is left None.
+        is_cached: whether they were there already.
+    """
+
+    def __init__(self, *, lease: FrameLease, ref: FramesRef, info: VideoInfo) -> None:
+        self.ref = ref
+        self.info = info
+        self.is_cached = lease.is_hit
+        self._lease = lease
+
+    def release(self) -> None:
+        """Let the frames go; a second call does nothing."""
+        self._lease.release()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release."""
+        self.release()
+
+    async def __aenter__(self) -> Self:
+        """Itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Release."""
+        self.release()
+
+
+class VideoService:
+    """Probe, plan and sample local files.  For one event loop."""
+
+    def __init__(
+        self,
+        *,
+        frames_dir: Path,
+        frame_cache_bytes: int,
+        decode_processes: int,
+        decode_timeout_seconds: float,
+        decode_memory_bytes: int,
+        reader: ReaderName = "auto",
+        max_video_seconds: float = 4 * 3600.0,
+        max_source_pixels: int = 8192 * 8192,
+        max_streams: int = MAX_STREAMS,
+    ) -> None:
+        """Remember how; nothing starts before :meth:`start`.
+
+        Args:
+            frames_dir: folder of sampled frames.
+            frame_cache_bytes: disk space for them.
+            decode_processes: files decoded at once.
+            decode_timeout_seconds: wall clock for one file.
+            decode_memory_bytes: address space of one decode process.
+            reader: which decoder.
+            max_video_seconds: longest video.
+            max_source_pixels: largest width x height of a source frame or image.
+            max_streams: most streams of a container.
+        """
+        self._pool = DecodePool(
+            decode_processes,
+            decode_timeout_seconds,
+            decode_memory_bytes,
+            reader,
+            max_source_pixels=max_source_pixels,
+        )
+        self._cache = FrameCache(Path(frames_dir), frame_cache_bytes)
+        self._reader_setting = reader
+        self._max_video_seconds = max_video_seconds
+        self._max_source_pixels = max_source_pixels
+        self._max_streams = max_streams
+        self._reader: ModuleType | None = None
+
+    async def start(self) -> None:
+        """Start the decode processes and load the arithmetic; takes as long as importing torch does.
+
+        Raises:
+            PoolStartError: decode processes cannot start; the text says why.
+        """
+        await self._cache.start()
+        self._reader = await self._cache.run(_import_reader)
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """End decodes and processes; frames stay on disk for the next start."""
+        await self._cache.close()
+        await self._pool.close()
+
+    def stats(self) -> VideoServiceStats:
+        """Counters and gauges; cheap."""
+        return VideoServiceStats(pool=self._pool.stats(), cache=self._cache.stats())
+
+    async def inspect(self, file: LocalFile, param: str = "video") -> MediaProbe:
+        """What a file holds, if the server takes it.
+
+        Args:
+            file: a complete file.
+            param: the request's field that errors name.
+
+        Raises:
+            UnsupportedMediaError: not a video or image that is read here, or damaged beyond use.
+            InvalidRequestError: over a ceiling; the text has the numbers.
+        """
+        media_type = sniff_media_type(await self._cache.run(read_head, file.path), param=param)
+        try:
+            probe = await self._pool.probe(file.path, kind=media_type.kind)
+        except DecodeFailure as failure:
+            raise client_error(failure, param=param) from failure
+        if media_type.demuxer not in probe.container.split(",") and media_type.kind == "video":
+            # Content that is one thing to us and another to FFmpeg was made to be so.
+            raise UnsupportedMediaError(f"The file is ambiguous. Accepted are {ACCEPTED}.", param=param)
+        probe = replace(probe, container=media_type.name)
+        self._check_ceilings(probe, param)
+        return probe
+
+    def plan(self, probe: MediaProbe, params: VideoParams, bounds: SamplingBounds) -> SamplingPlan:
+        """What would be sampled, from what the file says; nothing is read.
+
+        Raises:
+            InvalidRequestError: options that contradict each other, the file or the ceilings.
+        """
+        sampling, notes = settle_sampling(probe, params, bounds)
+        reader = self._reader or _import_reader()
+        plan = reader.plan_image if probe.kind == "image" else reader.plan_video
+        try:
+            planned: SamplingPlan = plan(probe, sampling, notes)
+        except DecodeFailure as failure:
+            raise client_error(failure, param="video") from failure
+        return planned
+
+    async def frames(
+        self,
+        file: LocalFile,
+        probe: MediaProbe,
+        params: VideoParams,
+        bounds: SamplingBounds,
+        *,
+        param: str = "video",
+    ) -> FramesLease:
+        """Sampled frames of an inspected file: from the cache, or decoded now.
+
+        A cancelled await stops the decode at once, unless another request waits for the same frames.
+
+        Args:
+            file: the file that was inspected.
+            probe: what :meth:`inspect` said.
+            params: the request's wishes.
+            bounds: what model and server allow.
+            param: the request's field that errors name.
+
+        Raises:
+            UnsupportedMediaError: it cannot be decoded, or decoding crashed, hung or swelled.
+            InvalidRequestError: options do not fit what the file really holds.
+            UnavailableError: no disk space.
+        """
+        sampling, notes = settle_sampling(probe, params, bounds)
+        key = content_key(file.sha256, sampling, reader=self._reader_setting)
+
+        async def decode(out_path: Path) -> SampledInfo:
+            return await self._pool.sample(file.path, sampling=sampling, out_path=out_path)
+
+        try:
+            lease = await self._cache.get_or_decode(key, decode)
+        except DecodeFailure as failure:
+            raise client_error(failure, param=param) from failure
+        return FramesLease(
+            lease=lease,
+            ref=_frames_ref(key, lease),
+            info=video_info(lease.info, sampling=sampling, notes=notes),
+        )
+
+    async def frame_jpeg(self, content_key: str, index: int, max_side: int) -> bytes | None:
+        """One cached frame as JPEG, its longer side at most ``max_side`` pixels.
+
+        Returns:
+            None when these frames are not in the cache (any more), or have no frame of this number.
+        """
+        try:
+            lease = await self._cache.get(content_key)
+        except ValueError:
+            return None
+        if lease is None:
+            return None
+        with lease:
+            reader = self._reader if self._reader is not None else await self._cache.run(_import_reader)
+            jpeg: bytes | None = await self._cache.run(reader.frame_jpeg, lease.path, index, max_side)
+            return jpeg
+
+    def _check_ceilings(self, probe: MediaProbe, param: str) -> None:
+        if probe.duration_seconds is not None and probe.duration_seconds > self._max_video_seconds:
+            text = (
+                f"The video is {probe.duration_seconds:.1f} s long; at most {self._max_video_seconds:g} s is accepted."
+            )
+            raise InvalidRequestError(text, param=param, code="video_too_long")
+        if probe.width * probe.height > self._max_source_pixels:
+            text = f"A frame is {probe.width} x {probe.height}; at most {self._max_source_pixels} pixels are accepted."
+            raise InvalidRequestError(text, param=param, code="frame_too_large")
+        if probe.num_streams > self._max_streams:
+            text = f"The file has {probe.num_streams} streams; at most {self._max_streams} are accepted."
+            raise InvalidRequestError(text, param=param, code="too_many_streams")
+
+
+def content_key(sha256: str, sampling: EffectiveSampling, *, reader: str) -> str:
+    """The name of these frames: hex digest over the content and everything that makes the frames what they are."""
+    text = json.dumps([CACHE_FORMAT, sha256, reader, sampling.as_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def video_info(info: SampledInfo, *, sampling: EffectiveSampling, notes: tuple[str, ...]) -> VideoInfo:
+    """What the answer says about sampled frames."""
+    span = _span(info, sampling)
+    return VideoInfo(
+        kind=info.kind,
+        num_frames=info.num_frames,
+        height=info.height,
+        width=info.width,
+        source_height=info.source_height,
+        source_width=info.source_width,
+        video_tokens=num_visual_tokens(
+            num_frames=info.num_frames,
+            height=info.height,
+            width=info.width,
+            patch_size=sampling.patch_size,
+        ),
+        decoder=info.decoder,
+        duration_seconds=info.duration_seconds,
+        source_fps=info.source_fps,
+        sample_fps=info.sample_fps,
+        frame_timestamps=info.timestamps_seconds,
+        video_start=span[0],
+        video_end=span[1],
+        notes=tuple(dict.fromkeys(notes + info.notes)),
+    )
+
+
+def _span(info: SampledInfo, sampling: EffectiveSampling) -> tuple[float | None, float | None]:
+    """The seconds that were looked at; None for images."""
+    if info.duration_seconds is None:
+        return None, None
+    end = info.duration_seconds if sampling.video_end is None else min(sampling.video_end, info.duration_seconds)
+    return sampling.video_start or 0.0, end
+
+
+def _frames_ref(key: str, lease: FrameLease) -> FramesRef:
+    info = lease.info
+    return FramesRef(
+        path=str(lease.path),
+        kind=info.kind,
+        content_key=key,
+        num_frames=info.num_frames,
+        height=info.height,
+        width=info.width,
+        timestamps_seconds=info.timestamps_seconds,
+        frames_indices=info.frames_indices,
+        source_fps=info.source_fps,
+    )
+
+
+def _import_reader() -> ModuleType:
+    return importlib.import_module("tru_vlm.video.reader")
