@@ -1,0 +1,127 @@
+"""Images and videos to the inputs of Qwen's vision-language models. Stands alone: torch, NumPy, Pillow, PyAV.
+
+The drop-in face has the names and results of the package of this name on PyPI (0.0.14) and its own code:
+``process_vision_info``, ``fetch_video``, ``fetch_image`` and the arithmetic. Behind it, for servers: ``probe_video``
+(header only), ``plan_video`` (arithmetic only), ``read_video`` (uint8 frames with real times, small memory) and
+``load_image``, with errors that are one tree under ``VideoError``.
+"""
+
+from qwen_vl_utils.constants import (
+    FORCE_QWENVL_VIDEO_READER,
+    FPS,
+    FPS_MAX_FRAMES,
+    FPS_MIN_FRAMES,
+    FRAME_FACTOR,
+    IMAGE_MAX_TOKEN_NUM,
+    IMAGE_MIN_TOKEN_NUM,
+    MAX_RATIO,
+    MODEL_SEQ_LEN,
+    SPATIAL_MERGE_SIZE,
+    VIDEO_MAX_TOKEN_NUM,
+    VIDEO_MIN_TOKEN_NUM,
+)
+from qwen_vl_utils.conversation import extract_vision_info, process_vision_info
+from qwen_vl_utils.errors import (
+    AspectRatioError,
+    BackendUnavailableError,
+    ConversationError,
+    DecodeError,
+    DownloadError,
+    EmptyFileError,
+    EmptySizeError,
+    ExclusiveOptionsError,
+    FrameCountError,
+    ImageError,
+    ImageTooLargeError,
+    InvalidTimeRangeError,
+    MissingFileError,
+    NotAVideoError,
+    NoVideoStreamError,
+    PixelBudgetError,
+    SamplingError,
+    SamplingOptionError,
+    SizeError,
+    SourceError,
+    TruncatedError,
+    UnsupportedCodecError,
+    VideoError,
+)
+from qwen_vl_utils.fetch import VideoMetadata, fetch_image, fetch_video
+from qwen_vl_utils.images import load_image
+from qwen_vl_utils.metadata import FrameTable, VideoProbe, probe_video, scan_frames
+from qwen_vl_utils.readers import BackendChoice, BackendName, backend_status, choose_backend
+from qwen_vl_utils.resize import smart_resize
+from qwen_vl_utils.sampling import (
+    Note,
+    NoteCode,
+    SamplingOptions,
+    SourceCounts,
+    VideoPlan,
+    calculate_video_frame_range,
+    plan_video,
+    smart_nframes,
+)
+from qwen_vl_utils.video import SampledVideo, read_video
+
+__all__ = [
+    "FORCE_QWENVL_VIDEO_READER",
+    "FPS",
+    "FPS_MAX_FRAMES",
+    "FPS_MIN_FRAMES",
+    "FRAME_FACTOR",
+    "IMAGE_MAX_TOKEN_NUM",
+    "IMAGE_MIN_TOKEN_NUM",
+    "MAX_RATIO",
+    "MODEL_SEQ_LEN",
+    "SPATIAL_MERGE_SIZE",
+    "VIDEO_MAX_TOKEN_NUM",
+    "VIDEO_MIN_TOKEN_NUM",
+    "AspectRatioError",
+    "BackendChoice",
+    "BackendName",
+    "BackendUnavailableError",
+    "ConversationError",
+    "DecodeError",
+    "DownloadError",
+    "EmptyFileError",
+    "EmptySizeError",
+    "ExclusiveOptionsError",
+    "FrameCountError",
+    "FrameTable",
+    "ImageError",
+    "ImageTooLargeError",
+    "InvalidTimeRangeError",
+    "MissingFileError",
+    "NoVideoStreamError",
+    "NotAVideoError",
+    "Note",
+    "NoteCode",
+    "PixelBudgetError",
+    "SampledVideo",
+    "SamplingError",
+    "SamplingOptionError",
+    "SamplingOptions",
+    "SizeError",
+    "SourceCounts",
+    "SourceError",
+    "TruncatedError",
+    "UnsupportedCodecError",
+    "VideoError",
+    "VideoMetadata",
+    "VideoPlan",
+    "VideoProbe",
+    "backend_status",
+    "calculate_video_frame_range",
+    "choose_backend",
+    "extract_vision_info",
+    "fetch_image",
+    "fetch_video",
+    "load_image",
+    "plan_video",
+    "probe_video",
+    "process_vision_info",
+    "read_video",
+    "scan_frames",
+    "smart_nframes",
+    "smart_resize",
+]

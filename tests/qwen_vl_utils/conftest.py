@@ -1,0 +1,53 @@
+"""Clips that several modules share, and the folder of real clips where it is present."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from qvl_clips import Clip, write_clip
+
+import qwen_vl_utils
+
+SHARED_VIDEOS = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The pictures are small: torch's own threads would only stand in the way of the other test processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Clip], Path]:
+    """Encodes a clip once per session, whoever asks for it."""
+    made: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("clips")
+
+    def make(clip: Clip) -> Path:
+        if clip.name not in made:
+            made[clip.name] = write_clip(folder, clip)
+        return made[clip.name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    if not SHARED_VIDEOS.is_dir():
+        pytest.skip(f"the folder of real clips is not here: {SHARED_VIDEOS}")
+    return SHARED_VIDEOS
+
+
+def available_backends() -> list[str]:
+    return [name for name, state in qwen_vl_utils.backend_status().items() if state == "available"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", available_backends())

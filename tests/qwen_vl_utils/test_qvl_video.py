@@ -1,0 +1,194 @@
+"""Files to frames: the right frames, from every decoder, at small memory."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from qvl_clips import VARIABLE_TIMES, Clip, numbers, write_size_change
+
+from qwen_vl_utils import (
+    BackendUnavailableError,
+    DecodeError,
+    FrameCountError,
+    InvalidTimeRangeError,
+    SamplingOptions,
+    VideoError,
+    read_video,
+)
+
+# Sizes at which the bar code survives: no pixel budget, the picture's own size.
+OWN_SIZE = {"resized_height": 96, "resized_width": 160}
+
+CODECS = [
+    Clip("h264.mp4"),
+    Clip("open.mkv", options={"x264-params": "open-gop=1:keyint=10"}),
+    Clip("refresh.mkv", options={"x264-params": "intra-refresh=1:keyint=10"}),
+    Clip("pyramid.mp4", bframes=5, gop=30, options={"x264-params": "b-pyramid=normal"}),
+    Clip("hevc.mp4", codec="libx265"),
+    Clip("vp8.webm", codec="libvpx"),
+    Clip("vp9.webm", codec="libvpx-vp9"),
+    Clip("av1.mp4", codec="libsvtav1", bframes=0),
+    Clip("mpeg4.avi", codec="mpeg4"),
+    Clip("mpeg4.3gp", codec="mpeg4", bframes=0),
+    Clip("mpeg2.mpg", codec="mpeg2video"),
+    Clip("h264.ts"),
+    Clip("h264.flv"),
+    Clip("mjpeg.avi", codec="mjpeg", pixel_format="yuvj420p", bframes=0),
+    Clip("prores.mov", codec="prores_ks", pixel_format="yuv422p10le", bframes=0),
+    Clip("gif.gif", codec="gif", pixel_format="rgb8", bframes=0),
+    Clip("frag.mp4", container_options={"movflags": "frag_keyframe+empty_moov"}),
+    Clip("ten.mp4", pixel_format="yuv420p10le"),
+]
+
+
+@pytest.mark.parametrize("clip", CODECS, ids=lambda c: c.name)
+def test_the_frames_are_the_ones_that_were_asked_for(make_clip, backend, clip):
+    path = make_clip(clip)
+    dense = read_video(path, sampling=SamplingOptions(nframes=20, **OWN_SIZE), backend=backend)
+    sparse = read_video(
+        path, sampling=SamplingOptions(fps=3.0, video_start=0.7, video_end=1.3, **OWN_SIZE), backend=backend
+    )
+    for video in (dense, sparse):
+        assert numbers(video.frames) == video.frames_indices
+        assert video.pts_seconds == pytest.approx([i / 25 for i in video.frames_indices], abs=0.021)
+    assert dense.frames.dtype == torch.uint8
+    assert dense.frames.is_contiguous()
+    assert (dense.frames_indices[0], dense.frames_indices[-1], len(dense.frames_indices)) == (0, 39, 20)
+    assert dense.total_num_frames == dense.num_source_frames == 40
+    assert sparse.total_num_frames == 40
+    assert sparse.num_source_frames < 40
+
+
+@pytest.mark.parametrize("clip", CODECS, ids=lambda c: c.name)
+def test_every_backend_gives_the_same(make_clip, clip):
+    from conftest import available_backends
+
+    videos = [
+        read_video(make_clip(clip), sampling=SamplingOptions(nframes=6), backend=name) for name in available_backends()
+    ]
+    if len(videos) < 2:
+        pytest.skip("only one decoder loads here")
+    depth_differs = "10" in clip.pixel_format
+    for other in videos[1:]:
+        assert other.frames_indices == videos[0].frames_indices
+        assert other.pts_seconds == pytest.approx(videos[0].pts_seconds)
+        difference = (other.frames.int() - videos[0].frames.int()).abs().float()
+        assert difference.mean() <= (3 if depth_differs else 0.25)
+        assert (difference > 16).float().mean() <= (0.05 if depth_differs else 0.0005)
+
+
+@pytest.mark.parametrize(("turn", "flip"), [(90, False), (180, False), (-90, False), (0, True), (90, True)])
+def test_frames_are_upright(make_clip, backend, turn, flip):
+    clip = Clip(f"turn{turn}{flip}.mp4", turn=turn, flip=flip, num_frames=8)
+    plain = read_video(make_clip(Clip("turn.mp4", num_frames=8)), sampling=SamplingOptions(nframes=4), backend=backend)
+    video = read_video(make_clip(clip), sampling=SamplingOptions(nframes=4), backend=backend)
+    expected = torch.rot90(plain.frames, (turn // 90) % 4, (2, 3))
+    expected = expected.flip(3) if flip else expected
+    assert video.frames.shape == expected.shape
+    assert (video.source_height, video.source_width) == ((160, 96) if turn % 180 else (96, 160))
+    # A transposed resize sums in another order: a last bit may differ.
+    assert (video.frames.int() - expected.int()).abs().max() <= 1
+
+
+def test_a_variable_rate_has_its_own_times(make_clip, backend):
+    path = make_clip(Clip("vfr.mp4", times=tuple(VARIABLE_TIMES), num_frames=60))
+    video = read_video(path, sampling=SamplingOptions(nframes=12, **OWN_SIZE), backend=backend)
+    assert numbers(video.frames) == video.frames_indices
+    assert video.pts_seconds == pytest.approx([VARIABLE_TIMES[i] for i in video.frames_indices], abs=2e-3)
+    cut = read_video(
+        path, sampling=SamplingOptions(nframes=6, video_start=2.0, video_end=3.0, **OWN_SIZE), backend=backend
+    )
+    assert all(1.998 <= seconds <= 3.002 for seconds in cut.pts_seconds)
+    assert "variable_frame_rate" in [note.code for note in cut.notes]
+
+
+def test_one_frame_is_used_twice(make_clip, backend):
+    video = read_video(make_clip(Clip("one.mp4", num_frames=1)), backend=backend)
+    assert (len(video.frames), video.frames_indices, video.pts_seconds) == (2, [0, 0], [0.0, 0.0])
+    assert torch.equal(video.frames[0], video.frames[1])
+    assert [note.code for note in video.notes] == ["single_frame_repeated"]
+
+
+def test_three_frames_give_two(make_clip, backend):
+    video = read_video(make_clip(Clip("three.mp4", num_frames=3)), backend=backend)
+    assert video.frames_indices == [0, 2]
+
+
+def test_a_size_change_in_mid_stream_is_scaled_to_the_first(tmp_path, backend):
+    path = write_size_change(tmp_path / "change.h264", (96, 160), (192, 320))
+    video = read_video(path, sampling=SamplingOptions(nframes=20, **OWN_SIZE), backend=backend)
+    assert numbers(video.frames) == list(range(20))
+    assert "frame_size_changed" in [note.code for note in video.notes]
+
+
+def test_odd_sizes(make_clip, backend):
+    video = read_video(make_clip(Clip("odd.webm", codec="libvpx-vp9", height=121, width=161)), backend=backend)
+    assert (video.source_height, video.source_width) == (121, 161)
+    assert video.frames.shape[2] % 32 == video.frames.shape[3] % 32 == 0
+
+
+def cut(source: Path, target: Path, share: float) -> Path:
+    content = source.read_bytes()
+    target.write_bytes(content[: int(len(content) * share)])
+    return target
+
+
+def test_a_truncated_file_gives_what_is_there_and_says_so(make_clip, tmp_path, backend):
+    clip = Clip("front.mp4", num_frames=100, container_options={"movflags": "faststart"})
+    path = cut(make_clip(clip), tmp_path / "cut.mp4", 0.6)
+    video = read_video(path, sampling=SamplingOptions(nframes=8, **OWN_SIZE), backend=backend)
+    assert video.total_num_frames < 90
+    assert numbers(video.frames) == video.frames_indices
+    assert "source_shorter_than_header" in [note.code for note in video.notes]
+
+
+def test_a_damaged_middle_gives_the_nearest_frames(make_clip, tmp_path, backend):
+    content = bytearray(make_clip(Clip("whole.mkv", num_frames=60, gop=10, bframes=0)).read_bytes())
+    middle = len(content) * 45 // 100
+    content[middle : middle + len(content) // 20] = bytes(len(content) // 20)
+    path = tmp_path / "damaged.mkv"
+    path.write_bytes(content)
+    video = read_video(path, sampling=SamplingOptions(nframes=30, **OWN_SIZE), backend=backend)
+    assert len(video.frames) == len(video.frames_indices) == len(video.pts_seconds) == 30
+
+
+def test_a_stream_of_rubbish_is_a_decode_error(make_clip, tmp_path, backend):
+    clip = Clip("front.mp4", num_frames=100, container_options={"movflags": "faststart"})
+    content = bytearray(make_clip(clip).read_bytes())
+    start = content.index(b"mdat") + 8
+    content[start:] = bytes((7 * i) % 251 for i in range(len(content) - start))
+    path = tmp_path / "rubbish.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError) as caught:
+        read_video(path, sampling=SamplingOptions(nframes=8), backend=backend)
+    assert isinstance(caught.value, DecodeError)
+    assert (caught.value.file, caught.value.stage) == ("rubbish.mp4", "decode")
+
+
+def test_errors_of_the_arithmetic_name_the_file(make_clip):
+    path = make_clip(Clip("h264.mp4"))
+    with pytest.raises(FrameCountError, match=r"h264\.mp4: sample: 80 frames"):
+        read_video(path, sampling=SamplingOptions(nframes=80, clamp_short=False))
+    with pytest.raises(InvalidTimeRangeError, match=r"h264\.mp4"):
+        read_video(path, sampling=SamplingOptions(video_start=50.0))
+
+
+def test_frames_can_be_written_into_given_memory(make_clip):
+    memory = torch.full((4_000_000,), 7, dtype=torch.uint8)
+    video = read_video(make_clip(Clip("h264.mp4")), sampling=SamplingOptions(nframes=4, **OWN_SIZE), out=memory)
+    assert video.frames.data_ptr() == memory.data_ptr()
+    assert numbers(video.frames) == video.frames_indices
+    assert memory[video.frames.numel()] == 7
+    with pytest.raises(ValueError, match="out must be"):
+        read_video(make_clip(Clip("h264.mp4")), out=torch.empty(10, dtype=torch.uint8))
+
+
+def test_a_decoder_that_does_not_exist_is_named():
+    with pytest.raises(BackendUnavailableError, match="torchcodec, pyav, torchvision, decord"):
+        read_video("x.mp4", backend="gstreamer")
+
+
+def test_an_ntsc_rate_stays_exact(make_clip):
+    video = read_video(make_clip(Clip("ntsc.mp4", fps=Fraction(30000, 1001))))
+    assert video.source_fps == pytest.approx(30000 / 1001, rel=1e-12)
