@@ -1,0 +1,238 @@
+"""What every engine promises (``tru_vlm/engine/base.py``), on the real model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from engine_helpers import drive, image, request, video
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tru_vlm.engine.base import FailEvent, FinishEvent, MediaInput
+from tru_vlm.engine.hf.engine import HfEngine
+from tru_vlm.errors import ContextLengthError, InvalidRequestError
+from tru_vlm.types import MediaPart, Message, TextPart
+
+ENGINES = ["hf"]  # "vllm" joins with its backend
+
+
+@pytest.fixture(params=ENGINES)
+def engine(make_engine):
+    return make_engine(prefill_chunk_tokens=32, max_batch_size=4)
+
+
+REQUESTS = (
+    request("video", video(1, 5), max_tokens=6),
+    request("image", image(2, 96, 64), prompt="What is it?", max_tokens=8),
+    request("text", prompt="Tell me a long story, please.", max_tokens=10),
+    request("long", video(3, 12, 64, 96), prompt="When does it begin?", max_tokens=6),
+    request("two", video(4, 2), image(5), prompt="Compare.", max_tokens=8),
+    request("text2", prompt="Hi", max_tokens=1),
+)
+ALONE: dict[str, str] = {}
+
+
+def alone(engine, item):
+    if item.id not in ALONE:
+        ALONE[item.id] = drive(engine, [item])[item.id].text
+    return ALONE[item.id]
+
+
+@pytest.fixture
+def engines_by_chunk(make_engine):
+    """One engine per prefill chunk size, reused by all of hypothesis' examples: each ends empty."""
+    return {chunk: make_engine(prefill_chunk_tokens=chunk, max_batch_size=4) for chunk in (16, 48, 512)}
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    order=st.permutations(range(len(REQUESTS))),
+    arrivals=st.lists(st.integers(0, 12), min_size=len(REQUESTS), max_size=len(REQUESTS)),
+    chunk=st.sampled_from([16, 48, 512]),
+)
+def test_greedy_text_alone_equals_text_in_any_mix(order, arrivals, chunk, engines_by_chunk):
+    expected = {item.id: alone(engines_by_chunk[512], item) for item in REQUESTS}
+    mixed = drive(engines_by_chunk[chunk], [REQUESTS[i] for i in order], arrivals=arrivals)
+    assert {name: outcome.text for name, outcome in mixed.items()} == expected
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    arrivals=st.lists(st.integers(0, 10), min_size=len(REQUESTS), max_size=len(REQUESTS)),
+    aborts=st.dictionaries(st.sampled_from([item.id for item in REQUESTS]), st.integers(0, 20), max_size=4),
+)
+def test_exactly_one_last_event_whatever_is_aborted(arrivals, aborts, engines_by_chunk):
+    engine = engines_by_chunk[48]
+    outcomes = drive(engine, REQUESTS, arrivals=arrivals, aborts=aborts)  # drive counts the last events
+    for name, outcome in outcomes.items():
+        if name not in aborts:
+            assert outcome.reason in ("stop", "length")
+            assert outcome.text == alone(engine, next(item for item in REQUESTS if item.id == name))
+
+
+def test_running_rows_get_a_token_in_every_step_of_anothers_prefill(engine):
+    early = request("early", prompt="Hi", max_tokens=20, ignore_eos=True)
+    late = request("late", video(1, 16, 64, 96), max_tokens=1)
+    outcomes = drive(engine, [early, late], arrivals=[0, 5])
+    assert outcomes["late"].token_steps[0] - 5 >= 3, "the prefill did not take several steps"
+    assert np.all(np.diff(outcomes["early"].token_steps) == 1)
+
+
+def test_a_short_question_does_not_wait_for_a_long_prefill(engine):
+    long, short = request("long", video(1, 16, 64, 96), max_tokens=1), request("short", prompt="Hi", max_tokens=2)
+    outcomes = drive(engine, [long, short], arrivals=[0, 1])
+    assert outcomes["short"].end_step < outcomes["long"].token_steps[0]
+
+
+def test_max_tokens(engine):
+    outcome = drive(engine, [request("a", video(1), max_tokens=7, ignore_eos=True)])["a"]
+    assert (outcome.num_tokens, outcome.reason) == (7, "length")
+    assert outcome.end.usage.completion_tokens == 7
+    assert outcome.end.usage.video_tokens == 2 * 4
+    assert outcome.end.usage.prompt_tokens > 8
+
+
+def test_the_end_token_ends_and_ignore_eos_goes_on(model, profile, engine):
+    engine.submit(request("a", video(1), max_tokens=12, ignore_eos=True))
+    tokens = tokens_of(engine, "a")
+    ending = dataclasses.replace(profile, eos_token_ids=frozenset({tokens[3]}))  # as if the answer ended there
+    engine = HfEngine(model, ending, engine._config)
+    ignoring = request("c", video(1), max_tokens=12, ignore_eos=True)
+    outcomes = drive(engine, [request("b", video(1), max_tokens=12), ignoring])
+    assert (outcomes["b"].reason, outcomes["b"].num_tokens) == ("stop", tokens.index(tokens[3]) + 1)
+    assert (outcomes["c"].reason, outcomes["c"].num_tokens) == ("length", 12)
+
+
+def tokens_of(engine, request_id):
+    row, tokens = engine._rows[request_id], []
+    while engine.has_work():
+        before = row.num_generated
+        engine.step()
+        if row.num_generated > before:
+            tokens.append(row.last_token)
+    return tokens
+
+
+def test_stop_string_across_tokens_ends_and_is_not_part_of_the_text(engine):
+    # Hot sampling with a seed: a long text of many tokens, whatever the weights.
+    wild = {"prompt": "Hello", "max_tokens": 24, "ignore_eos": True, "temperature": 5.0, "seed": 1}
+    full = drive(engine, [request("a", **wild)])["a"].text
+    stop = full[5:11]
+    assert len(stop) == 6
+    outcomes = drive(engine, [request("a", **wild, stop=("zzzz", stop))])
+    assert outcomes["a"].text == full[: full.index(stop)]
+    assert outcomes["a"].reason == "stop"
+
+
+def test_a_seed_makes_sampling_reproducible_alone_and_in_a_mix(engine):
+    sampled = {"temperature": 5.0, "top_p": 0.95, "top_k": 50, "max_tokens": 16, "ignore_eos": True}
+    one = drive(engine, [request("a", video(1), seed=7, **sampled)])["a"].text
+    crowd = [request("b", seed=8, **sampled), request("c", video(2)), request("d", image(1), seed=7, **sampled)]
+    mixed = drive(engine, [*crowd, request("a", video(1), seed=7, **sampled)], arrivals=[0, 0, 2, 3])
+    assert mixed["a"].text == one
+    assert drive(engine, [request("a", video(1), seed=8, **sampled)])["a"].text != one
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4, 12])  # in the queue, with frames and prompt half done, decoding
+def test_abort_in_every_stage_frees_the_memory_at_once(steps, make_engine):
+    engine = make_engine(max_batch_size=1, prefill_chunk_tokens=16)
+    engine.submit(request("a", video(1, 12), max_tokens=30, ignore_eos=True))
+    engine.submit(request("waiting", prompt="Hi", max_tokens=4, ignore_eos=True))
+    for _ in range(steps):
+        engine.step()
+    assert (engine.stats().kv_cache_used_tokens > 0) == (steps > 0)
+    engine.abort("a")
+    assert engine.stats().kv_cache_used_tokens == 0
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (0, 1)
+    first = engine.step()[0]
+    assert isinstance(first, FinishEvent)
+    assert (first.request_id, first.finish_reason) == ("a", "abort")
+    assert drive(engine)["waiting"].reason == "length"
+
+
+def test_abort_of_an_unknown_or_finished_id_does_nothing(engine):
+    engine.abort("nobody")
+    drive(engine, [request("a", max_tokens=1)])
+    engine.abort("a")
+    assert not engine.has_work()
+    assert engine.step() == []
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers(make_engine):
+    engine = make_engine(kv_cache_tokens=128)
+    with pytest.raises(ContextLengthError, match=r"max_tokens is 500.*room for 128") as caught:
+        engine.submit(request("a", video(1), max_tokens=500))
+    assert "8 of them visual" in caught.value.message
+    assert not engine.has_work()
+    with pytest.raises(ContextLengthError, match="room for 32768"):
+        make_engine().submit(request("a", max_tokens=32768))
+
+
+def test_what_does_not_fit_now_waits_in_order(make_engine):
+    engine = make_engine(kv_cache_tokens=64, max_batch_size=4)
+    items = [request(name, prompt="Hello", max_tokens=24, ignore_eos=True) for name in "abc"]
+    outcomes = drive(engine, items)
+    assert {outcome.num_tokens for outcome in outcomes.values()} == {24}
+    assert outcomes["a"].end_step < outcomes["b"].token_steps[0]
+    assert outcomes["b"].end_step < outcomes["c"].token_steps[0]
+    together = drive(make_engine(kv_cache_tokens=256), items)  # it is the cache that made them wait
+    assert together["a"].token_steps == together["b"].token_steps == together["c"].token_steps
+
+
+class Broken:
+    """Stands for frames whose file has gone bad under the engine."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, item):
+        raise OSError("stale file handle /secret/path")
+
+
+def test_a_bad_row_fails_alone(engine):
+    good = video(1)
+    bad = MediaInput("video", Broken(good.frames.shape), "bad", good.timestamps_seconds)
+    other = request("other", prompt="Hi", max_tokens=2, ignore_eos=True)
+    outcomes = drive(engine, [request("good", good), request("bad", bad), other])
+    assert isinstance(outcomes["bad"].end, FailEvent)
+    assert outcomes["bad"].end.error.status == 500
+    assert "secret" not in outcomes["bad"].end.error.message
+    assert outcomes["good"].text == drive(engine, [request("good", good)])["good"].text
+    assert outcomes["other"].reason == "length"
+
+
+def test_messages_must_refer_to_each_medium_once(engine):
+    item = request("a", video(1))
+    twice = (Message("user", (MediaPart(0), MediaPart(0), TextPart("?"))),)
+    for messages in (twice, (Message("user", (TextPart("?"),)),), (Message("user", (MediaPart(1),)),)):
+        with pytest.raises(InvalidRequestError, match="each of the 1 media once"):
+            engine.submit(dataclasses.replace(item, messages=messages))
+    assert not engine.has_work()
+
+
+def test_an_id_in_use_is_refused_and_free_again_afterwards(engine):
+    engine.submit(request("a"))
+    with pytest.raises(InvalidRequestError, match="in use"):
+        engine.submit(request("a"))
+    while engine.has_work():
+        engine.step()
+    assert drive(engine, [request("a")])["a"].num_tokens > 0
+
+
+def test_timings_and_counters(engine):
+    outcomes = drive(engine, [request("a", video(1)), request("b", prompt="Hi")])
+    for outcome in outcomes.values():
+        timings = outcome.end.timings
+        assert timings.queue >= 0
+        assert timings.preprocess > 0
+        assert timings.prefill > 0
+    stats = engine.stats()
+    assert stats.num_generated_tokens == sum(outcome.num_tokens for outcome in outcomes.values())
+    assert stats.num_prompt_tokens == sum(outcome.end.usage.prompt_tokens for outcome in outcomes.values())
+    assert stats.num_steps > 0
+    assert stats.device_memory_bytes > 0
+    assert engine.description.attention == "sdpa"
+    assert engine.description.num_parameters > 1_000_000

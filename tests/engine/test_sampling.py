@@ -1,0 +1,106 @@
+"""The sampler against the distributions that Transformers' processors give, and its independence of neighbours."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from tru_vlm.engine.hf.sampling import RowSampler, SamplingError, _pick, sample
+from tru_vlm.types import GenerationParams
+
+VOCABULARY = 40
+LOGITS = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0)) * 2
+PROMPT = np.array([1, 5, 5, 9])
+
+
+def sampler(prompt=PROMPT, **params):
+    rules = GenerationParams(max_tokens=1, **({"temperature": 1.0} | params))
+    return RowSampler.create(rules, prompt, vocabulary=VOCABULARY, device="cpu")
+
+
+def tokens(row, count):
+    return [sample(LOGITS[None].clone(), [row])[0] for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.5, "top_k": 5},
+        {"top_p": 0.6},
+        {"top_k": 12, "top_p": 0.8, "temperature": 2.0},
+        {"repetition_penalty": 1.8, "top_p": 0.9},
+    ],
+)
+def test_drawn_as_often_as_transformers_says(params):
+    expected = transformers_probabilities(**params)
+    row, draws, at_once = sampler(seed=1, **params), 6000, 200
+    drawn = [token for _ in range(draws // at_once) for token in sample(LOGITS.repeat(at_once, 1), [row] * at_once)]
+    counts = np.bincount(drawn, minlength=VOCABULARY)
+    assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
+    assert np.abs(counts / draws - expected).max() < 0.02
+
+
+def transformers_probabilities(*, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
+    processors = LogitsProcessorList()
+    processors += [RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty != 1 else []
+    processors += [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    processors += [TopKLogitsWarper(top_k)] if top_k else []
+    processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    return processors(torch.from_numpy(PROMPT)[None], LOGITS[None].clone())[0].softmax(-1).numpy()
+
+
+def test_temperature_zero_takes_the_likeliest():
+    assert tokens(sampler(temperature=0.0), 3) == [int(LOGITS.argmax())] * 3
+
+
+def test_top_k_one_and_tiny_top_p_take_the_likeliest():
+    for params in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert tokens(sampler(temperature=2.0, **params), 20) == [int(LOGITS.argmax())] * 20
+
+
+def test_neighbours_do_not_change_a_row():
+    alone = tokens(sampler(seed=3, top_p=0.9), 30)
+    row = sampler(seed=3, top_p=0.9)
+    others = [sampler(temperature=0.0), sampler(seed=9), sampler(seed=4, top_k=3), sampler(repetition_penalty=2.0)]
+    mixed = [sample(LOGITS.repeat(5, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
+    assert mixed == alone
+
+
+def test_seeds_reproduce_and_differ():
+    assert tokens(sampler(seed=1), 20) == tokens(sampler(seed=1), 20)
+    assert tokens(sampler(seed=1), 20) != tokens(sampler(seed=2), 20)
+    assert tokens(sampler(seed=None), 20) != tokens(sampler(seed=None), 20)
+
+
+def test_the_penalty_follows_the_answer():
+    row = sampler(temperature=0.0, repetition_penalty=1e6, prompt=PROMPT)
+    said = []
+    for _ in range(5):
+        token = sample(LOGITS[None].abs().clone(), [row])[0]
+        row.accept(token)
+        said.append(token)
+    assert len(set(said)) == 5
+
+
+def test_logits_that_are_not_finite_fail_their_row_only():
+    logits = LOGITS.repeat(3, 1)
+    logits[1, 4] = float("nan")
+    first, broken, last = sample(logits, [sampler(temperature=0.0), sampler(seed=1), sampler(temperature=0.0)])
+    assert isinstance(broken, SamplingError)
+    assert first == last == int(LOGITS.argmax())
+
+
+def test_pick_never_takes_a_weight_of_zero():
+    weights = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    generator = random.Random(0)
+    points = [0.0, 0.49999, 0.5, 0.999999, 1.0, *(generator.random() for _ in range(50))]
+    assert {int(_pick(weights, torch.tensor([[point]]))) for point in points} == {1, 3}

@@ -1,0 +1,34 @@
+"""The engines behind one protocol, and the factory that picks one.  Heavy libraries load inside the factory."""
+
+from __future__ import annotations
+
+from tru_vlm.engine.base import Engine
+from tru_vlm.settings import Settings
+
+
+def create_engine(settings: Settings, device: str) -> Engine:
+    """Load the model and make it ready.
+
+    Args:
+        settings: the server's configuration.
+        device: where this engine runs: "cpu", "mps", "cuda" or "cuda:1"; chosen by the caller, one per worker.
+
+    Raises:
+        ValueError: if the backend or the model cannot be used; the text names the setting.
+    """
+    if settings.model_backend == "vllm":
+        raise ValueError("MODEL_BACKEND=vllm: this version has no vllm backend yet. Accepted: hf.")
+    from tru_vlm.engine.hf.config import EngineConfig
+    from tru_vlm.engine.hf.engine import HfEngine
+
+    config = EngineConfig(
+        model_path=settings.model_path,
+        device=device,
+        dtype=settings.dtype,
+        use_flash_attn=settings.use_flash_attn,
+        max_batch_size=settings.max_batch_size,
+        max_context_tokens=settings.max_context_tokens,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+    )
+    return HfEngine.load(config)

@@ -1,0 +1,182 @@
+"""What Transformers calls in each text layer: keep new keys and values in the cache, attend row by row.
+
+A row attends to its own tokens only, through its own view of the cache, so its result does not depend on its
+neighbours.  Knows tensors and slots; knows no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tru_vlm.engine.hf.kv_cache import KvCache
+from tru_vlm.engine.hf.vision import FRAME_ATTENTION, frame_attention
+
+PAGED_ATTENTION = "tru_vlm_blocks"
+
+AttentionKernel = Literal["sdpa", "flash_attention_2"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRow:
+    """One sequence's part of a step.
+
+    Attributes:
+        start: index of its first token among the step's packed tokens.
+        num_queries: its tokens in this step.
+        num_keys: its tokens in the cache, those of this step included.
+        first_slot: where its tokens begin in the cache, when they lie side by side; else None.
+        slots: int64, (num_keys,): where its tokens are, when they do not lie side by side; else None.
+        mask: (num_queries, num_keys), 0 and -inf, when a query must not see every key; else None.
+    """
+
+    start: int
+    num_queries: int
+    num_keys: int
+    first_slot: int | None
+    slots: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenLayout:
+    """The same rows for flash-attn's kernel for packed sequences of different lengths.
+
+    Attributes:
+        query_starts: int32, (R + 1,): where each row's queries begin among the packed tokens, and the end.
+        key_starts: int32, (R + 1,): the same among the rows' gathered keys.
+        max_queries: of any row.
+        max_keys: of any row.
+        key_slots: int64, (key_starts[-1],): where the rows' keys are in the cache.
+    """
+
+    query_starts: torch.Tensor
+    key_starts: torch.Tensor
+    max_queries: int
+    max_keys: int
+    key_slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """A step's layout, shared by all layers.
+
+    Attributes:
+        cache: keys and values.
+        new_slots: int64, (N,): where the step's N packed tokens go in the cache.
+        rows: the sequences, in the order of their tokens; for SDPA, row by row.
+        varlen: the sequences for flash-attn, all at once; None takes ``rows``.
+    """
+
+    cache: KvCache
+    new_slots: torch.Tensor
+    rows: Sequence[AttentionRow] = ()
+    varlen: VarlenLayout | None = None
+
+
+def register_attention() -> None:
+    """Make our functions known to Transformers under their names; again does nothing."""
+    ALL_ATTENTION_FUNCTIONS.register(PAGED_ATTENTION, paged_attention)
+    ALL_ATTENTION_FUNCTIONS.register(FRAME_ATTENTION, frame_attention)
+
+
+def paged_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    attention_plan: AttentionPlan,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of packed rows over the cache, with Transformers' signature.
+
+    Args:
+        module: the attention layer; its ``layer_idx`` picks the cache's layer.
+        query: (1, num_heads, N, head_dim).
+        key: (1, num_kv_heads, N, head_dim).
+        value: (1, num_kv_heads, N, head_dim).
+        attention_mask: unused; rows are kept apart by the plan.
+        scaling: of the scores.
+        attention_plan: the step's layout.
+
+    Returns:
+        (1, N, num_heads, head_dim), and None for the weights.
+    """
+    del attention_mask
+    keys = attention_plan.cache.keys[module.layer_idx]
+    values = attention_plan.cache.values[module.layer_idx]
+    keys.index_copy_(0, attention_plan.new_slots, key[0].transpose(0, 1))
+    values.index_copy_(0, attention_plan.new_slots, value[0].transpose(0, 1))
+    packed = query[0].transpose(0, 1)  # (N, num_heads, head_dim)
+    if attention_plan.varlen is not None:
+        return _attend_packed(packed, keys, values, attention_plan.varlen, scaling).unsqueeze(0), None
+    output = torch.empty(packed.shape, dtype=query.dtype, device=query.device)
+    for row in attention_plan.rows:
+        row_keys, row_values = _of_row(keys, row), _of_row(values, row)
+        if row.num_queries == 1:
+            output[row.start] = _attend_one(packed[row.start], row_keys, row_values, scaling)
+        else:
+            part = slice(row.start, row.start + row.num_queries)
+            output[part] = _attend_many(packed[part], row_keys, row_values, row.mask, scaling)
+    return output.unsqueeze(0), None
+
+
+def _attend_packed(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: VarlenLayout, scaling: float
+) -> torch.Tensor:
+    """All rows in one kernel; (N, num_heads, head_dim)."""
+    from flash_attn import flash_attn_varlen_func
+
+    # Its causal mask is aligned at the last query and key, as a later prefill chunk needs it.
+    output: torch.Tensor = flash_attn_varlen_func(
+        query,
+        keys.index_select(0, layout.key_slots),
+        values.index_select(0, layout.key_slots),
+        cu_seqlens_q=layout.query_starts,
+        cu_seqlens_k=layout.key_starts,
+        max_seqlen_q=layout.max_queries,
+        max_seqlen_k=layout.max_keys,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return output
+
+
+def _of_row(pool: torch.Tensor, row: AttentionRow) -> torch.Tensor:
+    """The row's keys or values: (num_keys, num_kv_heads, head_dim), a view where its blocks are neighbours."""
+    if row.first_slot is not None:
+        return pool.narrow(0, row.first_slot, row.num_keys)
+    assert row.slots is not None  # noqa: S101 - one of the two is set
+    return pool.index_select(0, row.slots)
+
+
+def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+    """A single query (num_heads, head_dim) sees every key; the heads that share keys are packed as queries."""
+    num_heads, head_dim = query.shape
+    grouped = query.view(1, keys.shape[1], -1, head_dim)
+    out = scaled_dot_product_attention(grouped, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], scale=scaling)
+    return out.view(num_heads, head_dim)
+
+
+def _attend_many(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Queries (n, num_heads, head_dim) of a prefill chunk; without a mask they are a sequence's first tokens."""
+    out = scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1)

@@ -1,0 +1,35 @@
+"""The hf engine's configuration as plain numbers.  Never reads the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from.
+
+    Attributes:
+        model_path: "demo", a folder or a hub id.
+        device: "cpu", "mps", "cuda" or "cuda:1".
+        dtype: of the weights; auto is bfloat16 on CUDA and float32 elsewhere.
+        use_flash_attn: take flash-attn 2 where it is installed and the device is CUDA.
+        max_batch_size: most sequences at once.
+        max_context_tokens: most tokens of prompt, frames and answer together; 0 takes the model's own limit.
+        kv_cache_tokens: size of the KV cache in tokens; 0 sizes it by free memory.
+        prefill_chunk_tokens: most prompt tokens that one step works on.
+        block_tokens: tokens in a block of the KV cache.
+    """
+
+    model_path: str
+    device: str = "cpu"
+    dtype: DtypeChoice = "auto"
+    use_flash_attn: bool = True
+    max_batch_size: int = 8
+    max_context_tokens: int = 0
+    kv_cache_tokens: int = 0
+    prefill_chunk_tokens: int = 512
+    block_tokens: int = 16

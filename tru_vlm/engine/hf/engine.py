@@ -1,0 +1,318 @@
+"""The hf engine: puts scheduler, vision tower, model, sampler and detokenizer together.  Knows no HTTP and no files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import torch
+
+from tru_vlm.engine.base import (
+    EngineDescription,
+    EngineEvent,
+    EngineRequest,
+    EngineStats,
+    FailEvent,
+    FinishEvent,
+    TokenEvent,
+)
+from tru_vlm.engine.hf.config import EngineConfig
+from tru_vlm.engine.hf.detokenizer import byte_table
+from tru_vlm.engine.hf.kv_cache import BlockManager, KvCache, KvShape, size_in_tokens
+from tru_vlm.engine.hf.loading import (
+    AttentionChoice,
+    available_memory_bytes,
+    choose_attention,
+    choose_dtype,
+    load_model,
+    used_memory_bytes,
+)
+from tru_vlm.engine.hf.model_runner import ModelRunner
+from tru_vlm.engine.hf.row import Row, prepare_row
+from tru_vlm.engine.hf.sampling import SamplingError, sample
+from tru_vlm.engine.hf.scheduler import Chunk, Scheduler
+from tru_vlm.engine.hf.vision import VisionEncoder
+from tru_vlm.errors import InternalError, InvalidRequestError, TruError, UnavailableError
+from tru_vlm.processor.profile import ModelProfile, load_profile
+from tru_vlm.types import FinishReason
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class HfEngine:
+    """An :class:`~tru_vlm.engine.base.Engine` on Transformers.  Driven from one thread."""
+
+    def __init__(self, model: Any, profile: ModelProfile, config: EngineConfig) -> None:
+        self._profile = profile
+        self._config = config
+        self._attention = choose_attention(
+            config.device,
+            use_flash_attn=config.use_flash_attn,
+            dtype=choose_dtype(config.dtype, config.device),
+        )
+        self._description = _describe(model, profile, config, self._attention)
+        self._vocabulary = int(model.config.text_config.vocab_size)
+        self._byte_table = byte_table(profile.tokenizer)
+        blocks = _block_manager(model, profile, config)
+        cache = KvCache(_kv_shape(model), blocks.capacity_tokens, config.device)
+        self._runner = ModelRunner(model, cache, config.device, self._attention.kernel)
+        self._encoder = VisionEncoder(model.model.visual, profile, config.device)
+        self._scheduler = Scheduler(
+            blocks=blocks,
+            max_batch_size=config.max_batch_size,
+            prefill_chunk_tokens=config.prefill_chunk_tokens,
+            context_tokens=profile.context_tokens,
+        )
+        self._kv_cache_tokens = blocks.capacity_tokens
+        self._rows: dict[str, Row] = {}
+        self._pending: list[EngineEvent] = []
+        self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> HfEngine:
+        """Read the checkpoint and allocate the cache.
+
+        Raises:
+            ValueError: if the checkpoint is of no known family.
+            OSError: if its weights cannot be read.
+        """
+        profile = load_profile(config.model_path, max_context_tokens=config.max_context_tokens)
+        return cls(load_model(profile, config), profile, config)
+
+    @property
+    def description(self) -> EngineDescription:
+        """What was loaded."""
+        return self._description
+
+    @property
+    def profile(self) -> ModelProfile:
+        """The checkpoint's tokenizer, ids and sizes."""
+        return self._profile
+
+    def submit(self, request: EngineRequest) -> None:
+        """Tokenize a request and queue it.
+
+        Raises:
+            ContextLengthError: if it can never fit.
+            InvalidRequestError: if its messages and media do not belong together, or its id is in use.
+            InternalError: if it cannot be prepared for any other reason.
+        """
+        if request.id in self._rows:
+            raise InvalidRequestError(f"The request id {request.id} is in use.", param="id")
+        started = time.perf_counter()
+        try:
+            row = prepare_row(
+                request,
+                profile=self._profile,
+                byte_table=self._byte_table,
+                vocabulary=self._vocabulary,
+                device=self._config.device,
+            )
+        except TruError:
+            raise
+        except Exception as error:
+            log.exception("request %s could not be prepared", request.id)
+            raise InternalError from error
+        self._scheduler.check_fits(
+            num_prompt_tokens=row.prompt.num_tokens,
+            num_visual_tokens=row.prompt.num_visual_tokens,
+            max_new_tokens=request.generation.max_tokens,
+        )
+        row.clock.queued = time.perf_counter()
+        row.clock.preparation_seconds = row.clock.queued - started
+        self._rows[request.id] = row
+        self._scheduler.add(row.sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Stop a request wherever it is; its memory is free when this returns."""
+        row = self._rows.get(request_id)
+        if row is not None:
+            self._pending.append(self._finish(row, "abort"))
+
+    def has_work(self) -> bool:
+        """Whether :meth:`step` would do anything."""
+        return bool(self._rows or self._pending)
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineEvent]:
+        """Admit, run the vision tower where frames wait for it, run the model once, and tell what happened."""
+        events, self._pending = self._pending, []
+        self._admit()
+        self._encode(events)
+        chunks = self._scheduler.next_step()
+        if chunks:
+            self._num_steps += 1
+            self._advance(chunks, events)
+        return events
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges; cheap."""
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            kv_cache_tokens=self._kv_cache_tokens,
+            kv_cache_used_tokens=self._scheduler.num_used_tokens,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            device_memory_bytes=used_memory_bytes(self._config.device),
+        )
+
+    def close(self) -> None:
+        """Forget everything and give the device's memory back; the engine cannot be used afterwards."""
+        self._rows.clear()
+        self._pending.clear()
+        del self._runner, self._encoder
+        _release_memory(self._config.device)
+
+    def _admit(self) -> None:
+        now = time.perf_counter()
+        for sequence in self._scheduler.admit():
+            row = self._rows[sequence.id]
+            row.clock.admitted = now
+            self._num_prompt_tokens += row.prompt.num_tokens
+
+    def _encode(self, events: list[EngineEvent]) -> None:
+        """Run the vision tower for the prefills of this step."""
+        for sequence, max_tokens in self._scheduler.wanted_features():
+            row = self._rows[sequence.id]
+            started = time.perf_counter()
+            try:
+                row.visual.encode_next(self._encoder, max_tokens)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
+                events.append(self._fail(row, error))
+                continue
+            row.clock.vision_seconds += time.perf_counter() - started
+            sequence.num_ready_tokens = row.visual.ready_tokens
+
+    def _advance(self, chunks: list[Chunk], events: list[EngineEvent]) -> None:
+        """Run the model on the chunks, and end or continue each of their rows."""
+        results = self._isolated(chunks, self._compute)
+        for chunk, result in zip(chunks, results, strict=True):
+            row = self._rows[chunk.sequence.id]
+            if isinstance(result, Exception):
+                events.append(self._fail(row, result))
+                continue
+            self._scheduler.commit(chunk)
+            if chunk.start < row.prompt.num_tokens:
+                row.visual.drop(row.num_visual_tokens(chunk))
+            if result is not None:
+                self._accept(row, result, events)
+
+    def _compute(self, chunks: list[Chunk]) -> list[int | SamplingError | None]:
+        """The next token of each chunk's row; None where the prompt goes on."""
+        rows = [self._rows[chunk.sequence.id] for chunk in chunks]
+        logits = self._runner.run([row.model_input(chunk) for row, chunk in zip(rows, chunks, strict=True)])
+        if logits is None:
+            return [None] * len(chunks)
+        samplers = [row.sampler for row, chunk in zip(rows, chunks, strict=True) if chunk.samples]
+        tokens = iter(sample(logits, samplers))
+        return [next(tokens) if chunk.samples else None for chunk in chunks]
+
+    def _isolated(self, items: list[Item], run: Callable[[list[Item]], list[Result]]) -> list[Result | Exception]:
+        """Run all items at once; if that fails, one by one, so that only the offender has the error."""
+        try:
+            return [*run(items)]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not reach the neighbours
+            if len(items) == 1:
+                return [error]
+        _release_memory(self._config.device)  # here the error, and with it what it kept alive, is gone
+        return [result for item in items for result in self._isolated([item], run)]
+
+    def _accept(self, row: Row, token: int, events: list[EngineEvent]) -> None:
+        """A row's answer goes on with a token, and may end with it."""
+        params = row.request.generation
+        try:
+            ends = token in self._profile.eos_token_ids and not params.ignore_eos
+            text = "" if ends else row.text.add(token)
+            row.sampler.accept(token)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
+            events.append(self._fail(row, error))
+            return
+        row.last_token = token
+        row.num_generated += 1
+        self._num_generated_tokens += 1
+        if row.clock.first_token is None:
+            row.clock.first_token = time.perf_counter()
+        reason: FinishReason | None = None
+        if ends or row.text.stopped:
+            reason = "stop"
+        elif row.num_generated >= params.max_tokens:
+            reason = "length"
+        events.append(TokenEvent(row.request.id, text + row.text.flush() if reason else text, 1))
+        if reason:
+            events.append(self._finish(row, reason))
+
+    def _finish(self, row: Row, reason: FinishReason) -> FinishEvent:
+        self._forget(row)
+        return FinishEvent(row.request.id, reason, row.usage, row.clock.timings())
+
+    def _fail(self, row: Row, error: Exception) -> FailEvent:
+        self._forget(row)
+        log.error("request %s failed", row.request.id, exc_info=error)
+        return FailEvent(row.request.id, _as_answer(error).info())
+
+    def _forget(self, row: Row) -> None:
+        del self._rows[row.request.id]
+        self._scheduler.remove(row.sequence)
+
+
+def _as_answer(error: Exception) -> TruError:
+    """What a client is told about an error."""
+    if isinstance(error, TruError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return UnavailableError(
+            "The device's memory does not suffice for this request; ask for fewer or smaller frames.",
+            code="out_of_memory",
+        )
+    return InternalError()
+
+
+def _release_memory(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _kv_shape(model: Any) -> KvShape:
+    text = model.config.text_config
+    return KvShape(
+        num_layers=text.num_hidden_layers,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        dtype=model.get_input_embeddings().weight.dtype,
+    )
+
+
+def _block_manager(model: Any, profile: ModelProfile, config: EngineConfig) -> BlockManager:
+    tokens = size_in_tokens(
+        requested_tokens=config.kv_cache_tokens,
+        most_useful_tokens=profile.context_tokens * config.max_batch_size,
+        token_bytes=_kv_shape(model).token_bytes,
+        free_memory_bytes=available_memory_bytes(config.device),
+        is_cuda=torch.device(config.device).type == "cuda",
+        block_tokens=config.block_tokens,
+    )
+    return BlockManager(tokens // config.block_tokens, config.block_tokens)
+
+
+def _describe(model: Any, profile: ModelProfile, config: EngineConfig, attention: AttentionChoice) -> EngineDescription:
+    return EngineDescription(
+        backend="hf",
+        model_path=profile.model_path,
+        model_type=profile.model_type,
+        device=config.device,
+        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
+        attention=attention.kernel,
+        attention_reason=attention.reason,
+        quantization="none",
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        context_tokens=profile.context_tokens,
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )

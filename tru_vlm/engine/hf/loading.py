@@ -1,0 +1,103 @@
+"""Loads weights and chooses device type, dtype and attention, each with its reason.  Knows no requests."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging as transformers_logging
+
+from tru_vlm.engine.hf.attention import PAGED_ATTENTION, AttentionKernel, register_attention
+from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
+from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed
+from tru_vlm.processor.profile import ModelProfile
+
+CGROUP = Path("/sys/fs/cgroup")
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """Which kernel computes attention, and why, in a sentence for health."""
+
+    kernel: AttentionKernel
+    reason: str
+
+
+def choose_dtype(choice: DtypeChoice, device: str) -> torch.dtype:
+    """The weights' type: as asked for; auto is bfloat16 on CUDA and float32 elsewhere."""
+    if choice == "auto":
+        return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    return DTYPES[choice]
+
+
+def choose_attention(device: str, *, use_flash_attn: bool, dtype: torch.dtype) -> AttentionChoice:
+    """flash-attn 2 where it can run and is wanted, else PyTorch's scaled dot product attention (SDPA)."""
+    if torch.device(device).type != "cuda":
+        return AttentionChoice("sdpa", f"flash-attn needs CUDA; the device is {device}")
+    if not use_flash_attn:
+        return AttentionChoice("sdpa", "USE_FLASH_ATTN=false")
+    if dtype not in (torch.bfloat16, torch.float16):
+        return AttentionChoice("sdpa", f"flash-attn needs bfloat16 or float16; the weights are {dtype}")
+    if importlib.util.find_spec("flash_attn") is None:
+        return AttentionChoice("sdpa", "flash-attn is not installed")
+    return AttentionChoice("flash_attention_2", "flash-attn is installed and the device is CUDA")
+
+
+def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
+    """The model with its weights on the device, in evaluation mode, calling our attention functions.
+
+    Raises:
+        OSError: if the weights cannot be read.
+    """
+    register_attention()
+    transformers_logging.disable_progress_bar()  # a server's log is no terminal
+    dtype = choose_dtype(config.dtype, config.device)
+    model = AutoModelForImageTextToText.from_pretrained(
+        profile.resolved_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
+    model.set_attn_implementation({"text_config": PAGED_ATTENTION, "vision_config": FRAME_ATTENTION})
+    visual = model.model.visual
+    visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
+    return model.to(config.device).eval().requires_grad_(False)
+
+
+def available_memory_bytes(device: str) -> int:
+    """Memory that a new allocation could take now: free on the GPU, or of the host and its container."""
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return min(int(psutil.virtual_memory().available), _container_memory_bytes())
+
+
+def _container_memory_bytes() -> int:
+    """What the container's limit (cgroup v2) leaves; very much where there is none."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
+
+
+def used_memory_bytes(device: str) -> int:
+    """Memory in use: allocated by this process on the GPU, or resident on the host."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(_this_process().memory_info().rss)
+
+
+@functools.cache
+def _this_process() -> psutil.Process:
+    return psutil.Process()

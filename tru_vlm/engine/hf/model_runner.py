@@ -1,0 +1,156 @@
+"""One forward pass per step: all rows' tokens packed side by side, whatever each of them is doing.
+
+Knows the model's modules and the cache's slots; knows no requests and no policy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tru_vlm.engine.hf.attention import AttentionKernel, AttentionPlan, AttentionRow, VarlenLayout
+from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
+from tru_vlm.engine.hf.vision import VisualFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class RowInput:
+    """One sequence's part of a step.
+
+    Attributes:
+        token_ids: int64, (n,); or a single token.
+        positions: mrope, int64, (3, n); or the one position of a single token after the prompt.
+        num_tokens: n.
+        num_cached_tokens: its tokens that are in the cache already.
+        table: its blocks.
+        samples: whether the logits of its last token are wanted.
+        visual_indices: which of the n tokens are visual; None when none is.
+        features: of those tokens, in order.
+    """
+
+    token_ids: NDArray[np.int64] | int
+    positions: NDArray[np.int64] | int
+    num_tokens: int
+    num_cached_tokens: int
+    table: BlockTable
+    samples: bool
+    visual_indices: NDArray[np.int64] | None = None
+    features: Sequence[VisualFeatures] = ()
+
+
+class ModelRunner:
+    """Owns the language model and its cache."""
+
+    def __init__(self, model: Any, cache: KvCache, device: str, kernel: AttentionKernel) -> None:
+        self._language_model = model.model.language_model
+        self._embed_tokens = model.get_input_embeddings()
+        self._lm_head = model.lm_head
+        self._dtype: torch.dtype = self._embed_tokens.weight.dtype
+        self._cache = cache
+        self._device = device
+        self._kernel = kernel
+
+    def run(self, rows: Sequence[RowInput]) -> torch.Tensor | None:
+        """Advance the rows: their keys and values go into the cache.
+
+        Running the same rows again is harmless: the same slots are written with the same values.
+
+        Returns:
+            logits of the rows that sample, in their order, float32, (R, vocabulary); None when R is 0.
+        """
+        ends = list(itertools.accumulate(row.num_tokens for row in rows))
+        starts = [0, *ends[:-1]]
+        token_ids, positions, slots = self._packed(rows, starts)
+        plan = self._attention_plan(rows, starts, slots)
+        embeddings = self._embed_tokens(token_ids)[None]
+        deepstack = self._insert_features(rows, starts, embeddings)
+        hidden = self._language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions[:, None],
+            use_cache=False,
+            attention_plan=plan,
+            **deepstack,
+        ).last_hidden_state[0]
+        last = [end - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
+        if not last:
+            return None
+        if len(last) < len(hidden):
+            hidden = hidden[last]
+        logits: torch.Tensor = self._lm_head(hidden).float()
+        return logits
+
+    def _packed(
+        self, rows: Sequence[RowInput], starts: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids (N,), positions (3, N) and cache slots (N,) of all rows, on the device."""
+        packed = np.empty((5, starts[-1] + rows[-1].num_tokens), dtype=np.int64)
+        for row, start in zip(rows, starts, strict=True):
+            end = start + row.num_tokens
+            packed[0, start:end] = row.token_ids
+            packed[1:4, start:end] = row.positions
+            packed[4, start:end] = row.table.slots[row.num_cached_tokens : row.num_cached_tokens + row.num_tokens]
+        on_device = torch.from_numpy(packed).to(self._device)  # one copy for all of them
+        return on_device[0], on_device[1:4], on_device[4]
+
+    def _attention_plan(self, rows: Sequence[RowInput], starts: Sequence[int], slots: torch.Tensor) -> AttentionPlan:
+        if self._kernel == "flash_attention_2":
+            return AttentionPlan(self._cache, slots, varlen=self._varlen_layout(rows))
+        attention_rows = [self._attention_row(row, start) for row, start in zip(rows, starts, strict=True)]
+        return AttentionPlan(self._cache, slots, attention_rows)
+
+    def _varlen_layout(self, rows: Sequence[RowInput]) -> VarlenLayout:
+        num_queries = [row.num_tokens for row in rows]
+        num_keys = [row.num_cached_tokens + row.num_tokens for row in rows]
+        key_slots = np.concatenate([row.table.slots[:count] for row, count in zip(rows, num_keys, strict=True)])
+        bounds = np.cumsum([[0, *num_queries], [0, *num_keys]], axis=1).astype(np.int32)
+        on_device = torch.from_numpy(bounds).to(self._device)
+        return VarlenLayout(
+            query_starts=on_device[0],
+            key_starts=on_device[1],
+            max_queries=max(num_queries),
+            max_keys=max(num_keys),
+            key_slots=torch.from_numpy(key_slots).to(self._device),
+        )
+
+    def _attention_row(self, row: RowInput, start: int) -> AttentionRow:
+        num_keys = row.num_cached_tokens + row.num_tokens
+        contiguous = row.table.is_contiguous
+        return AttentionRow(
+            start=start,
+            num_queries=row.num_tokens,
+            num_keys=num_keys,
+            first_slot=int(row.table.slots[0]) if contiguous else None,
+            slots=None if contiguous else torch.from_numpy(row.table.slots[:num_keys]).to(self._device),
+            mask=self._mask(row) if row.num_tokens > 1 and row.num_cached_tokens else None,
+        )
+
+    def _mask(self, row: RowInput) -> torch.Tensor:
+        """Causal mask of a later prefill chunk: (num_tokens, num_keys), 0 where a key may be seen, else -inf."""
+        shape = (row.num_tokens, row.num_cached_tokens + row.num_tokens)
+        mask = torch.full(shape, -math.inf, dtype=self._dtype, device=self._device)
+        return mask.triu_(row.num_cached_tokens + 1)
+
+    def _insert_features(
+        self, rows: Sequence[RowInput], starts: Sequence[int], embeddings: torch.Tensor
+    ) -> dict[str, Any]:
+        """Put visual features into the embeddings (1, N, hidden); returns what the text layers add later on."""
+        parts = [part for row in rows for part in row.features]
+        if not parts:
+            return {}
+        features = VisualFeatures.joined(parts)
+        placed = zip(rows, starts, strict=True)
+        indices = np.concatenate(
+            [row.visual_indices + start for row, start in placed if row.visual_indices is not None]
+        )
+        on_device = torch.from_numpy(indices).to(self._device)
+        embeddings[0].index_copy_(0, on_device, features.embeddings.to(embeddings.dtype))
+        mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=self._device)
+        mask[0, on_device] = True
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}

@@ -1,0 +1,131 @@
+"""A request inside the engine: its prompt, its media, its answer so far.  Knows no other request and no policy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tru_vlm.engine.base import EngineRequest, EngineTimings, MediaInput
+from tru_vlm.engine.hf.detokenizer import TextStream
+from tru_vlm.engine.hf.model_runner import RowInput
+from tru_vlm.engine.hf.sampling import RowSampler
+from tru_vlm.engine.hf.scheduler import Chunk, Sequence
+from tru_vlm.engine.hf.vision import VisualInputs
+from tru_vlm.processor.positions import mrope_positions
+from tru_vlm.processor.profile import ModelProfile
+from tru_vlm.processor.prompt import MediaLayout, Prompt, build_prompt
+from tru_vlm.types import Usage
+
+
+@dataclass(slots=True, eq=False)
+class RowClock:
+    """When things happened (``perf_counter`` seconds), and how long the request's own preparation took."""
+
+    queued: float = 0.0
+    admitted: float | None = None
+    first_token: float | None = None
+    preparation_seconds: float = 0.0
+    vision_seconds: float = 0.0
+
+    def timings(self) -> EngineTimings:
+        """Stages up to the first token; of a request that got no first token, those that it reached."""
+        now = time.perf_counter()
+        admitted = self.admitted if self.admitted is not None else now
+        first_token = self.first_token if self.first_token is not None else now
+        return EngineTimings(
+            queue=admitted - self.queued,
+            preprocess=self.preparation_seconds + self.vision_seconds,
+            prefill=max(0.0, first_token - admitted - self.vision_seconds),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """Everything about one request but the tensors in the cache.
+
+    Attributes:
+        positions: mrope positions of the prompt; int64, (3, N).
+        rope_delta: a later token's position is its index plus this.
+        is_visual: bool, (N,).
+        last_token: the newest token of the answer, not yet in the cache.
+        num_generated: tokens of the answer.
+    """
+
+    request: EngineRequest
+    prompt: Prompt
+    positions: NDArray[np.int64]
+    rope_delta: int
+    is_visual: NDArray[np.bool_]
+    sequence: Sequence
+    visual: VisualInputs
+    sampler: RowSampler
+    text: TextStream
+    clock: RowClock
+    last_token: int = -1
+    num_generated: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.prompt.num_tokens, self.prompt.num_visual_tokens, self.num_generated)
+
+    def num_visual_tokens(self, chunk: Chunk) -> int:
+        """Visual tokens in a chunk."""
+        return int(self.is_visual[chunk.start : chunk.start + chunk.num_tokens].sum())
+
+    def model_input(self, chunk: Chunk) -> RowInput:
+        """What the model needs for a chunk."""
+        table = self.sequence.table
+        assert table is not None  # noqa: S101 - only admitted sequences have chunks
+        if chunk.start >= self.prompt.num_tokens:
+            position = chunk.start + self.rope_delta
+            return RowInput(self.last_token, position, 1, chunk.start, table, samples=True)
+        part = slice(chunk.start, chunk.start + chunk.num_tokens)
+        visual = np.flatnonzero(self.is_visual[part])
+        return RowInput(
+            token_ids=self.prompt.token_ids[part],
+            positions=self.positions[:, part],
+            num_tokens=chunk.num_tokens,
+            num_cached_tokens=chunk.start,
+            table=table,
+            samples=chunk.samples,
+            visual_indices=visual if len(visual) else None,
+            features=self.visual.peek(len(visual)),
+        )
+
+
+def prepare_row(
+    request: EngineRequest, *, profile: ModelProfile, byte_table: list[bytes], vocabulary: int, device: str
+) -> Row:
+    """Tokenize a request and lay out its media; nothing is computed yet.
+
+    Raises:
+        InvalidRequestError: if messages and media do not belong together.
+        ValueError: if a frame's size does not fit the model.
+    """
+    prompt = build_prompt(profile, request.messages, [_layout(media) for media in request.media])
+    positions, rope_delta = mrope_positions(
+        prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
+    )
+    visual = VisualInputs(request.media, prompt)
+    params = request.generation
+    return Row(
+        request=request,
+        prompt=prompt,
+        positions=positions,
+        rope_delta=rope_delta,
+        is_visual=prompt.mm_token_type_ids() != 0,
+        sequence=Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens),
+        visual=visual,
+        sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device),
+        text=TextStream(byte_table, params.stop),
+        clock=RowClock(),
+    )
+
+
+def _layout(media: MediaInput) -> MediaLayout:
+    num_frames, _, height, width = media.frames.shape
+    return MediaLayout(media.kind, num_frames, height, width, media.timestamps_seconds)

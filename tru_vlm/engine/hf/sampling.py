@@ -1,0 +1,123 @@
+"""From logits to the next token of each row, all rows at once, each by its own rules.  Knows no text and no model.
+
+A row's draw depends on its seed and its own logits only: one uniform number per token, taken from the row's own
+generator on the host, picks from the cumulated probabilities, so nothing waits for the device row by row.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tru_vlm.types import GenerationParams
+
+
+class SamplingError(RuntimeError):
+    """A row's logits are not finite, so it has no next token."""
+
+
+@dataclass(slots=True, eq=False)
+class RowSampler:
+    """One row's rules and state.
+
+    Attributes:
+        params: the rules.
+        generator: gives the row's uniform numbers.
+        seen: bool, (vocabulary,): tokens of prompt and answer; None unless a repetition penalty needs it.
+    """
+
+    params: GenerationParams
+    generator: random.Random = field(repr=False)
+    seen: torch.Tensor | None = None
+
+    @staticmethod
+    def create(params: GenerationParams, prompt_ids: NDArray[np.int64], *, vocabulary: int, device: str) -> RowSampler:
+        """A row's sampler; without a seed one is drawn."""
+        seen = None
+        if params.repetition_penalty != 1.0:
+            seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+            seen[torch.from_numpy(prompt_ids).to(device)] = True
+        return RowSampler(params, random.Random(params.seed), seen)  # noqa: S311 - sampling, not secrets
+
+    def accept(self, token: int) -> None:
+        """The row's answer goes on with this token."""
+        if self.seen is not None:
+            self.seen[token] = True
+
+
+def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | SamplingError]:
+    """The next token of each row.
+
+    Repetition penalty, temperature, top-k and top-p apply in this order, as in Transformers' ``generate``.
+
+    Args:
+        logits: float32, (R, vocabulary); overwritten where rows have a repetition penalty.
+        rows: R samplers.
+
+    Returns:
+        R tokens, or the error of a row whose logits are not finite.
+    """
+    for row, row_logits in zip(rows, logits, strict=True):
+        if row.seen is not None:
+            _penalise(row_logits, row.seen, row.params.repetition_penalty)
+    highest, greedy = logits.max(dim=-1)
+    tokens: list[int] = greedy.tolist()
+    for indices in _groups(rows):
+        drawn = _draw(logits[indices], [rows[i] for i in indices])
+        for index, token in zip(indices, drawn, strict=True):
+            tokens[index] = token
+    return [
+        token if math.isfinite(value) else SamplingError("the row's logits are not finite")
+        for token, value in zip(tokens, highest.tolist(), strict=True)
+    ]
+
+
+def _groups(rows: Sequence[RowSampler]) -> list[list[int]]:
+    """Indices of the rows that draw: those that need sorted logits, and those that do not.
+
+    Which group a row is in depends on its own rules only, and so does its result.
+    """
+    drawing = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    is_sorted = [rows[i].params.top_k > 0 or rows[i].params.top_p < 1 for i in drawing]
+    groups = [[i for i, flag in zip(drawing, is_sorted, strict=True) if flag is wanted] for wanted in (False, True)]
+    return [group for group in groups if group]
+
+
+def _penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
+    """Make seen tokens less likely, in place (Keskar et al., 2019, CTRL, section 4.1)."""
+    logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+
+
+def _draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """One draw per row from (R, vocabulary) logits; the rows are of one group."""
+    device = logits.device
+    params = [row.params for row in rows]
+    logits = logits / torch.tensor([[p.temperature] for p in params], device=device)
+    uniform = torch.tensor([[row.generator.random()] for row in rows], device=device)
+    if params[0].top_k == 0 and params[0].top_p >= 1:
+        return _pick(logits.softmax(dim=-1), uniform)[:, 0].tolist()
+    logits, order = logits.sort(dim=-1, descending=True)
+    vocabulary = logits.shape[-1]
+    top_k = torch.tensor([[p.top_k or vocabulary] for p in params], device=device)
+    top_p = torch.tensor([[p.top_p] for p in params], device=device)
+    logits = logits.masked_fill(torch.arange(vocabulary, device=device) >= top_k, -math.inf)
+    probabilities = logits.softmax(dim=-1)
+    # A token stays while those before it have less than top_p together, so the likeliest always stays.
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    return order.gather(1, _pick(probabilities, uniform))[:, 0].tolist()
+
+
+def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Index of the weight in which uniform x total lies; (R, vocabulary), (R, 1) to (R, 1)."""
+    cumulated = weights.cumsum(dim=-1)
+    total = cumulated[:, -1:].contiguous()
+    index = torch.searchsorted(cumulated, uniform * total, right=True)
+    # Rounding may put the point at the very end; the last index with weight is meant.
+    return torch.minimum(index, torch.searchsorted(cumulated, total))

@@ -1,0 +1,195 @@
+"""The vision tower, a chunk of temporal patches at a time, and the features waiting for their prefill.
+
+Each temporal patch is attended to on its own in Qwen3-VL's tower, so chunks give what the whole video would give.
+Knows pixels and features; knows no text and no KV cache.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from tru_vlm.engine.base import MediaInput
+from tru_vlm.processor.patches import patchify
+from tru_vlm.processor.profile import ModelProfile
+from tru_vlm.processor.prompt import Prompt
+
+FRAME_ATTENTION = "tru_vlm_frames"
+
+
+@dataclass(frozen=True, slots=True)
+class VisualFeatures:
+    """Features of n visual tokens.
+
+    Attributes:
+        embeddings: (n, hidden), in place of the placeholders' embeddings.
+        deepstack: one (n, hidden) per early text layer, added to its output.
+    """
+
+    embeddings: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def part(self, start: int, stop: int) -> VisualFeatures:
+        """Features of the tokens from start up to stop."""
+        return VisualFeatures(self.embeddings[start:stop], tuple(layer[start:stop] for layer in self.deepstack))
+
+    @staticmethod
+    def joined(parts: Sequence[VisualFeatures]) -> VisualFeatures:
+        """One behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        layers = zip(*(part.deepstack for part in parts), strict=True)
+        return VisualFeatures(
+            torch.cat([part.embeddings for part in parts]), tuple(torch.cat(layer) for layer in layers)
+        )
+
+
+class LinearPatchEmbed(nn.Module):
+    """The tower's patch embedding as one matrix product.
+
+    Its convolution's kernel equals its stride, so it is one; as a convolution it is many times slower in bfloat16.
+    """
+
+    def __init__(self, patch_embed: Any) -> None:
+        super().__init__()
+        self.proj = patch_embed.proj  # kept whole: it is the checkpoint's parameter
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(n, channels * temporal * patch**2) to (n, hidden)."""
+        weight: torch.Tensor = self.proj.weight
+        return linear(patches.to(weight.dtype), weight.view(weight.shape[0], -1), self.proj.bias)
+
+
+def frame_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    patches_per_frame: int,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each temporal patch within itself, all at once, with Transformers' signature.
+
+    Args:
+        module: the attention layer.
+        query: (1, num_heads, t * patches_per_frame, head_dim).
+        key: as query.
+        value: as query.
+        attention_mask: unused.
+        scaling: of the scores.
+        patches_per_frame: spatial patches of one temporal patch.
+
+    Returns:
+        (1, t * patches_per_frame, num_heads, head_dim), and None for the weights.
+    """
+    del module, attention_mask
+
+    def by_frame(tensor: torch.Tensor) -> torch.Tensor:
+        _, num_heads, _, head_dim = tensor.shape
+        return tensor[0].reshape(num_heads, -1, patches_per_frame, head_dim).transpose(0, 1)
+
+    out = scaled_dot_product_attention(by_frame(query), by_frame(key), by_frame(value), scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
+
+
+class VisionEncoder:
+    """Runs the tower.  A cache by ``content_key`` belongs around :meth:`encode` (its arguments name the result)."""
+
+    def __init__(self, visual: Any, profile: ModelProfile, device: str) -> None:
+        self._visual = visual
+        self._profile = profile
+        self._device = device
+
+    def encode(self, media: MediaInput, start: int, stop: int) -> VisualFeatures:
+        """Features of the medium's temporal patches from start up to stop."""
+        profile = self._profile
+        patches = patchify(
+            media.frames,
+            patch_size=profile.patch_size,
+            spatial_merge_size=profile.spatial_merge_size,
+            temporal_patch_size=profile.temporal_patch_size,
+            start=start,
+            stop=stop,
+            dtype=self._visual.dtype,
+        )
+        height, width = media.frames.shape[2] // profile.patch_size, media.frames.shape[3] // profile.patch_size
+        output = self._visual(
+            patches.to(self._device),
+            grid_thw=torch.tensor([[stop - start, height, width]], device=self._device),
+            # One segment for Transformers: frame_attention splits it, without a loop over frames.
+            cu_seqlens=torch.tensor([0, len(patches)], dtype=torch.int32, device=self._device),
+            max_seqlen=height * width,
+            patches_per_frame=height * width,
+        )
+        return VisualFeatures(output.pooler_output, tuple(output.deepstack_features))
+
+
+class VisualInputs:
+    """One sequence's media: which temporal patch comes next, and the features that wait for their prefill."""
+
+    def __init__(self, media: Sequence[MediaInput], prompt: Prompt) -> None:
+        self._media = media
+        spans = prompt.spans
+        empty = np.zeros(0, dtype=np.int64)
+        starts = np.concatenate([empty, *(span.starts for span in spans)])
+        in_text_order = np.argsort(starts)
+        self._starts = starts[in_text_order]
+        self._owners = np.repeat(np.arange(len(spans)), [len(span.starts) for span in spans])[in_text_order]
+        self._patches = np.concatenate([empty, *(np.arange(len(span.starts)) for span in spans)])[in_text_order]
+        self._tokens = [span.tokens_per_frame for span in spans]
+        self._num_prompt_tokens = prompt.num_tokens
+        self._next = 0
+        self._waiting: deque[VisualFeatures] = deque()
+
+    @property
+    def ready_tokens(self) -> int:
+        """Length of the prompt's beginning whose features are there (or were, and are prefilled)."""
+        return int(self._starts[self._next]) if self._next < len(self._starts) else self._num_prompt_tokens
+
+    def encode_next(self, encoder: VisionEncoder, max_tokens: int) -> int:
+        """Run the tower on the next temporal patches of one medium, at least one of them.
+
+        Returns:
+            the number of visual tokens that became ready.
+        """
+        owner, first = int(self._owners[self._next]), int(self._patches[self._next])
+        of_owner = len(self._patches) - self._next
+        same = np.flatnonzero(self._owners[self._next :] != owner)
+        of_owner = int(same[0]) if len(same) else of_owner
+        count = min(of_owner, max(1, max_tokens // self._tokens[owner]))
+        features = encoder.encode(self._media[owner], first, first + count)
+        self._waiting.append(features)
+        self._next += count
+        return len(features)
+
+    def peek(self, num_tokens: int) -> list[VisualFeatures]:
+        """The next features in the prompt's order; they stay until :meth:`drop`."""
+        parts = []
+        for features in self._waiting:
+            if num_tokens <= 0:
+                break
+            parts.append(features.part(0, num_tokens))
+            num_tokens -= len(parts[-1])
+        return parts
+
+    def drop(self, num_tokens: int) -> None:
+        """Forget the next features: their keys and values are in the cache."""
+        while num_tokens:
+            features = self._waiting.popleft()
+            taken = min(num_tokens, len(features))
+            num_tokens -= taken
+            if taken < len(features):
+                self._waiting.appendleft(features.part(taken, len(features)))
