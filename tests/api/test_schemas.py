@@ -1,0 +1,129 @@
+"""The door: what is let in, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tru_vlm.api.schemas import InferenceRequest, parse_form, parse_json
+from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.spool import SpooledFile
+from tru_vlm.settings import Settings
+from tru_vlm.types import VideoParams
+
+SETTINGS = Settings(_env_file=None, max_new_tokens=100, temperature=0.5, max_prompt_characters=50)
+FILE = SpooledFile(Path("x"), 1, "0")
+MINIMAL = {"video_url": "http://host/a.mp4", "prompt": "What?"}
+
+
+def parse(**changes: object) -> InferenceRequest:
+    return parse_json(json.dumps({**MINIMAL, **changes}).encode(), SETTINGS)
+
+
+def test_defaults_are_filled_in() -> None:
+    request = parse()
+    assert request.generation.max_tokens == 100
+    assert request.max_tokens_is_default
+    assert request.generation.temperature == 0.5
+    assert request.video_params == VideoParams()
+    assert not request.stream
+
+
+def test_values_arrive() -> None:
+    request = parse(
+        video_params={"fps": 1, "video_start": 0.5, "video_end": 2},
+        generation_params={"max_tokens": 7, "stop": "x", "seed": 1, "temperature": 0},
+        stream=True,
+    )
+    assert (request.video_params.fps, request.video_params.video_end) == (1.0, 2.0)
+    assert (request.generation.max_tokens, request.generation.stop, request.generation.seed) == (7, ("x",), 1)
+    assert not request.max_tokens_is_default
+    assert request.stream
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "  "}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "x" * 51}, "prompt"),
+        ({"video_url": ""}, "video_url"),
+        ({"colour": "red"}, "colour"),
+        ({"stream": "yes"}, "stream"),
+        ({"video_params": {"fps": -1}}, "video_params.fps"),
+        ({"video_params": {"fps": 0}}, "video_params.fps"),
+        ({"video_params": {"fps": 1e9}}, "video_params.fps"),
+        ({"video_params": {"fps": "2"}}, "video_params.fps"),
+        ({"video_params": {"fps": 2, "nframes": 4}}, "video_params.nframes"),
+        ({"video_params": {"nframes": 2.5}}, "video_params.nframes"),
+        ({"video_params": {"min_frames": 9, "max_frames": 8}}, "video_params.min_frames"),
+        ({"video_params": {"video_start": 3, "video_end": 2}}, "video_params.video_end"),
+        ({"video_params": {"frames": 3}}, "video_params.frames"),
+        ({"video_params": []}, "video_params"),
+        ({"generation_params": {"max_tokens": 0}}, "generation_params.max_tokens"),
+        ({"generation_params": {"max_tokens": 10**9}}, "generation_params.max_tokens"),
+        ({"generation_params": {"temperature": -0.1}}, "generation_params.temperature"),
+        ({"generation_params": {"top_p": 0}}, "generation_params.top_p"),
+        ({"generation_params": {"seed": True}}, "generation_params.seed"),
+        ({"generation_params": {"stop": [""]}}, "generation_params.stop"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(**changes)
+    assert caught.value.param == param
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("missing", ["prompt", "video_url"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    body = {name: value for name, value in MINIMAL.items() if name != missing}
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(json.dumps(body).encode(), SETTINGS)
+    assert (caught.value.param, caught.value.code) == (missing, "missing_field")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(body, SETTINGS)
+    assert caught.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_must_be_finite(number: str) -> None:
+    body = f'{{"video_url": "http://h/a", "prompt": "x", "video_params": {{"fps": {number}}}}}'
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(body.encode(), SETTINGS)
+    assert caught.value.param == "video_params.fps"
+
+
+def test_a_form_has_the_same_fields_flat() -> None:
+    fields = {"prompt": "What?", "fps": "2", "max_tokens": "9", "stream": "true", "temperature": ""}
+    request = parse_form(fields, FILE, SETTINGS)
+    assert (request.video_params.fps, request.generation.max_tokens, request.stream) == (2.0, 9, True)
+    assert request.generation.temperature == 0.5
+    assert (request.file, request.video_url) == (FILE, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "file", "param"),
+    [
+        ({"prompt": "x"}, None, "video"),
+        ({"prompt": "x", "video_url": "http://h/a"}, FILE, "video_url"),
+        ({}, FILE, "prompt"),
+        ({"prompt": "x", "fps": "nan"}, FILE, "fps"),
+        ({"prompt": "x", "fps": "two"}, FILE, "fps"),
+        ({"prompt": "x", "max_tokens": "1e9"}, FILE, "max_tokens"),
+        ({"prompt": "x", "max_tokens": "1000000000"}, FILE, "max_tokens"),
+        ({"prompt": "x", "fps": "1", "nframes": "4"}, FILE, "nframes"),
+        ({"prompt": "x", "frames": "4"}, FILE, "frames"),
+    ],
+)
+def test_a_wrong_form_field_is_named(fields: dict[str, str], file: SpooledFile | None, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_form(fields, file, SETTINGS)
+    assert caught.value.param == param

@@ -1,0 +1,188 @@
+"""The server as a whole: health, documentation, start and stop, a worker that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from client import TIMEOUT, error_of, events, upload, upload_stream
+from support import ROOT, Server, free_port, start_server
+
+ROUTES = {
+    "/": {"get"},
+    "/predict": {"post"},
+    "/v1/inference/url": {"post"},
+    "/v1/inference/upload": {"post"},
+    "/v1/frames/{content_key}/{index}.jpg": {"get"},
+    "/v1/health": {"get"},
+    "/v1/health/detailed": {"get"},
+}
+
+
+def test_our_own_page_answers_at_the_root(server: Server) -> None:
+    response = requests.get(server.base + "/", timeout=TIMEOUT)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert "demo" in response.text
+    assert "litserve running" not in response.text
+
+
+def test_health(server: Server) -> None:
+    assert requests.get(server.base + "/v1/health", timeout=TIMEOUT).json() == {"status": "ok"}
+    assert requests.get(server.base + "/health", timeout=TIMEOUT).text == "ok"
+
+
+def test_detailed_health_says_what_runs(server: Server) -> None:
+    body = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()
+    assert body["model"]["name"] == "demo"
+    (worker,) = body["workers"]
+    assert worker["state"] == "ready"
+    engine = worker["engine"]
+    assert (engine["backend"], engine["device"], engine["dtype"]) == ("hf", "cpu", "float32")
+    assert engine["attention"]
+    assert engine["attention_reason"]
+    assert worker["stats"]["kv_cache_tokens"] > 0
+    assert worker["stats"]["device_memory_bytes"] > 0
+    assert body["video"]
+
+
+def test_every_route_is_described_with_an_example(server: Server) -> None:
+    schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
+    described = {path: set(operations) for path, operations in schema["paths"].items() if not path.startswith("/ui/")}
+    assert described == ROUTES
+    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload"):
+        operation = schema["paths"][path]["post"]
+        assert all("example" in content for content in operation["requestBody"]["content"].values())
+        assert "example" in operation["responses"]["200"]["content"]["application/json"]
+        assert {"400", "413", "429"} <= set(operation["responses"])
+    assert "ErrorBody" in schema["components"]["schemas"]
+
+
+def test_docs_need_no_other_host(server: Server) -> None:
+    page = requests.get(server.base + "/docs", timeout=TIMEOUT).text
+    assert "//" not in page.replace("<!doctype", "")
+    bundle = page.split('src="')[1].split('"')[0]
+    assert requests.get(server.base + bundle, timeout=TIMEOUT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"DEFAULT_VIDEO_FPS": "-2"}, ["DEFAULT_VIDEO_FPS", "-2", "greater than 0"]),
+        ({"MODEL_BACKEND": "tensorrt"}, ["MODEL_BACKEND", "tensorrt", "'hf' or 'vllm'"]),
+        ({"MODEL_PATH": "/nowhere/at/all"}, ["MODEL_PATH", "/nowhere/at/all"]),
+        ({"HOST": "example.com"}, ["HOST", "example.com", "127.0.0.1"]),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_and_is_named(
+    tmp_path: Path, environment: dict[str, str], words: list[str]
+) -> None:
+    own = {"PORT": str(free_port()), "STORAGE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "server.py")],
+        cwd=tmp_path,
+        env={**os.environ, **own, **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert result.returncode == 2
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:
+    port = server.base.rpartition(":")[2]
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "server.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PORT": port},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert f"PORT={port}" in result.stderr
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_stop_lets_running_answers_end_and_leaves_no_process(
+    clips: dict[str, Path], tmp_path: Path, to_all: bool
+) -> None:
+    server = start_server(tmp_path)
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    response = upload_stream(server.base, clips["two"], max_tokens=300, ignore_eos="true")
+    stream = events(response)
+    assert next(name for name, _ in stream if name == "delta")
+    # A terminal's Ctrl-C and some supervisors signal every process at once, others only the first.
+    for process in [*(family if to_all else []), server.process]:
+        process.send_signal(signal.SIGINT if to_all else signal.SIGTERM)
+    rest = [name for name, _ in stream]
+    assert rest[-1] == "done"
+    assert server.process.wait(TIMEOUT) == 0
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, alive
+    assert "Ask a video a question" in server.log.read_text()
+
+
+def test_a_worker_that_dies_takes_only_its_own_requests_and_comes_back(clips: dict[str, Path], tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    try:
+        response = upload_stream(server.base, clips["two"], max_tokens=2000, ignore_eos="true")
+        stream = events(response)
+        assert next(name for name, _ in stream if name == "delta")
+        pid = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"][0]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        *_, (last, data) = stream
+        assert last == "error"
+        assert data["error"]["code"] == "worker_died"
+        # Asked while the worker starts again: the request waits for it.
+        assert upload(server.base, clips["one"]).status_code == 200
+        worker = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"][0]
+        assert worker["restarts"] == 1
+        assert worker["pid"] != pid
+    finally:
+        server.stop()
+
+
+def test_a_full_server_says_so_and_when_to_come_back(clips: dict[str, Path], tmp_path: Path) -> None:
+    server = start_server(tmp_path, MAX_QUEUED_REQUESTS="1", MAX_BATCH_SIZE="1")
+    try:
+        long = [upload_stream(server.base, clips["two"], max_tokens=2000, ignore_eos="true") for _ in range(2)]
+        waiting = events(long[1])
+        positions = [data["queue_position"] for name, data in [next(waiting) for _ in range(3)] if name == "status"]
+        assert 1 in positions
+        refused = upload(server.base, clips["one"])
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert error_of(refused)["type"] == "rate_limit_error"
+        for response in long:
+            response.close()
+        deadline = time.monotonic() + 30
+        while upload(server.base, clips["one"]).status_code != 200:
+            assert time.monotonic() < deadline
+    finally:
+        server.stop()
+
+
+def test_two_workers_share_the_work(clips: dict[str, Path], tmp_path: Path) -> None:
+    server = start_server(tmp_path, WORKERS_PER_DEVICE="2", MAX_BATCH_SIZE="1")
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            statuses = list(pool.map(lambda _: upload(server.base, clips["one"]).status_code, range(8)))
+        assert statuses == [200] * 8
+        workers = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
+        assert all(worker["stats"]["num_steps"] > 0 for worker in workers)
+    finally:
+        server.stop()

@@ -1,0 +1,1 @@
+"""The HTTP side and the LitServe side: the only package that imports litserve, fastapi or starlette."""

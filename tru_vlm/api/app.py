@@ -1,0 +1,92 @@
+"""Puts the server together: LitServe for processes, our routes, our service.  No logic of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from tru_vlm.api.error_response import install_error_handlers
+from tru_vlm.api.lingering import LingeringClose
+from tru_vlm.api.lit_api import VideoLitAPI
+from tru_vlm.api.lit_loop import StepLoop
+from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
+from tru_vlm.api.openapi import install_openapi
+from tru_vlm.api.routes import docs, health, inference, pages
+from tru_vlm.api.routes.static_files import VersionedStaticFiles
+from tru_vlm.api.service import InferenceService
+from tru_vlm.paths import STATIC_DIR
+from tru_vlm.processor.profile import ModelProfile
+from tru_vlm.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class AppContext:
+    """What routes are built from."""
+
+    settings: Settings
+    profile: ModelProfile
+    service: InferenceService
+
+
+class VideoServer(WorkerServer):
+    """The whole server.  LitServe forks the HTTP process from it and spawns the workers."""
+
+    def __init__(self, lit_api: VideoLitAPI, context_of: Any, **kwargs: Any) -> None:
+        super().__init__(lit_api, **kwargs)
+        self.context: AppContext = context_of(self.num_workers())
+        _mount(self.app, self.context)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start and stop what lives in the HTTP process."""
+        async with super().lifespan(app):
+            await self.context.service.start()
+            try:
+                yield
+            finally:
+                await self.context.service.close()
+
+
+def build_server(settings: Settings, profile: ModelProfile, socket_directory: Path) -> VideoServer:
+    """Compose the server.
+
+    Args:
+        settings: the configuration.
+        profile: what the model accepts.
+        socket_directory: an existing private folder for the links between processes.
+    """
+    lit_api = VideoLitAPI(
+        settings,
+        socket_directory,
+        spec=OwnRoutesSpec("/predict"),
+        loop=StepLoop(),
+        max_batch_size=settings.max_batch_size,
+    )
+
+    def context_of(num_workers: int) -> AppContext:
+        service = InferenceService(settings, profile, socket_directory, num_workers)
+        return AppContext(settings, profile, service)
+
+    return VideoServer(
+        lit_api,
+        context_of,
+        accelerator=settings.device,
+        devices=settings.devices or "auto",
+        workers_per_device=settings.workers_per_device,
+    )
+
+
+def _mount(app: FastAPI, context: AppContext) -> None:
+    app.add_middleware(LingeringClose)
+    install_error_handlers(app)
+    app.include_router(pages.build_pages_router(context))
+    app.include_router(docs.build_router())
+    app.include_router(inference.build_router(context.service))
+    app.include_router(health.build_router(context.service))
+    app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
+    install_openapi(app)

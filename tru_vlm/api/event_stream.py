@@ -1,0 +1,171 @@
+"""Events of a request as JSON and as server-sent events (https://html.spec.whatwg.org/#server-sent-events)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from tru_vlm.api.error_response import error_body
+from tru_vlm.api.service import RequestStream
+from tru_vlm.types import Answer, DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
+
+_KEEP_ALIVE_SECONDS = 15.0
+_CERTAIN_SECONDS = 1.0
+
+
+def answer_body(answer: Answer) -> dict[str, Any]:
+    """The JSON of a whole answer."""
+    body = dataclasses.asdict(answer)
+    body["usage"]["total_tokens"] = answer.usage.total_tokens
+    return body
+
+
+def event_name(event: RequestEvent) -> str:
+    """The event's name on the wire: status, video, delta, done or error."""
+    match event:
+        case StatusEvent():
+            return "status"
+        case VideoEvent():
+            return "video"
+        case DeltaEvent():
+            return "delta"
+        case DoneEvent():
+            return "done"
+        case ErrorEvent():
+            return "error"
+
+
+def event_body(event: RequestEvent) -> dict[str, Any]:
+    """The event's JSON."""
+    match event:
+        case DoneEvent(answer):
+            return answer_body(answer)
+        case ErrorEvent(request_id, info):
+            return error_body(info, request_id)
+        case _:
+            return dataclasses.asdict(event)
+
+
+def sse(name: str, data: str) -> bytes:
+    """One server-sent event; every line of ``data`` gets its own field."""
+    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    return f"event: {name}\n{lines}\n".encode()
+
+
+def sse_json(event: RequestEvent) -> bytes:
+    """A request's event as a server-sent event with JSON data."""
+    return sse(event_name(event), json.dumps(event_body(event), ensure_ascii=False))
+
+
+async def peek_until_certain(stream: RequestStream) -> list[RequestEvent]:
+    """The first events, held back until a failure of the early stages would have shown (or a second has passed).
+
+    So an error in them is a real HTTP status, and a long decode still tells its stage.
+    """
+    await stream.accepted()
+    events: list[RequestEvent] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CERTAIN_SECONDS):
+            async for event in stream:
+                events.append(event)
+                if not isinstance(event, StatusEvent):
+                    break
+    return events
+
+
+class EventStreamResponse(Response):
+    """Streams a request's events; a client that leaves cancels the request at once, whatever stage it is in.
+
+    Starlette's own streaming response may notice a lost client only at its next write, which a queued request
+    does not make.
+
+    Args:
+        stream: the request.
+        first: events that were already taken from it.
+        encode: turns one event into bytes.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        stream: RequestStream,
+        first: list[RequestEvent],
+        encode: Callable[[RequestEvent], bytes] = sse_json,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        own = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Request-Id": stream.id}
+        super().__init__(headers={**own, **(headers or {})})
+        del self.headers["content-length"]
+        self._stream = stream
+        self._first = first
+        self._encode = encode
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the terminal event or until the client leaves."""
+        del scope  # an ASGI application is called with it
+        try:
+            await first_of(self._send(send), _disconnected(receive))
+        finally:
+            await self._stream.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for chunk in self._chunks():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        for event in self._first:
+            yield self._encode(event)
+        while True:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+                    event = await anext(self._stream)
+            except TimeoutError:
+                yield b": keep-alive\n\n"
+            except StopAsyncIteration:
+                return
+            else:
+                yield self._encode(event)
+
+
+async def collect(stream: RequestStream, request: Request) -> DoneEvent | ErrorEvent | None:
+    """The terminal event, or None when the client left first (the request is then cancelled)."""
+    terminal: list[DoneEvent | ErrorEvent] = []
+
+    async def drain() -> None:
+        terminal.extend([event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)])
+
+    try:
+        await first_of(drain(), _disconnected(request.receive))
+    finally:
+        await stream.aclose()
+    return terminal[0] if terminal else None
+
+
+async def first_of(*jobs: Awaitable[None]) -> None:
+    """Run all; when one ends, cancel the others, wait for them, and raise what the ended ones raised."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client is gone; its body has been read before."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

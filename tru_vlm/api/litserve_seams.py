@@ -1,0 +1,141 @@
+"""Every private corner of LitServe that this project touches, in one place; nothing else may.
+
+``tests/api/test_litserve_seams.py`` fails clearly when a new LitServe changes one of them.  Written against 0.2.19.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import litserve
+from litserve.specs.base import LitSpec
+from litserve.utils import WorkerSetupStatus
+
+logger = logging.getLogger(__name__)
+
+_OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
+_MONITOR_SECONDS = 0.5
+
+
+class StartError(RuntimeError):
+    """The server cannot start; the text says why, for the operator."""
+
+
+class OwnRoutesSpec(LitSpec):
+    """Tells LitServe that the LitAPI's routes are registered elsewhere (in ``api/routes``)."""
+
+    def __init__(self, api_path: str) -> None:
+        super().__init__()
+        self.api_path = api_path
+
+    @property
+    def stream(self) -> bool:
+        """Streaming, so that LitServe adds no gzip layer (which would hold events back)."""
+        return True
+
+
+class WorkerServer(litserve.LitServer):
+    """LitServe for processes and devices; routes, queues and lifetimes of requests are ours."""
+
+    def __init__(self, lit_api: litserve.LitAPI, **kwargs: Any) -> None:
+        super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
+        self.monitor_internal = _MONITOR_SECONDS
+        self._drop_own_routes()
+
+    def num_workers(self) -> int:
+        """How many worker processes this server runs, over all devices."""
+        return sum(len(self._inference_workers_config_for_api(api.api_path)) for api in self.litapi_connector)
+
+    def verify_worker_status(self) -> None:
+        """Wait until one worker is ready.
+
+        Raises:
+            StartError: if one fails or dies first.  (LitServe's own would wait for ever for one that was killed.)
+        """
+        while True:
+            states = self.workers_setup_status.values()
+            if any(state == WorkerSetupStatus.READY for state in states):
+                return
+            if any(state == WorkerSetupStatus.ERROR for state in states):
+                raise StartError("A worker could not load the model; the lines above say why.")
+            if self._shutdown_event.is_set():
+                raise StartError("Stopped while the model was loading.")
+            if not all(worker.is_alive() for worker in self.inference_workers):
+                raise StartError("A worker process died while it loaded the model (out of memory?).")
+            time.sleep(0.05)
+
+    def serve(
+        self, *, host: str, port: int, drain_seconds: int, log_level: str, on_started: Callable[[], None]
+    ) -> None:
+        """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
+
+        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
+
+        Raises:
+            StartError: if the workers do not come up.
+        """
+        self.uvicorn_graceful_timeout = drain_seconds
+        self._on_started = on_started
+        try:
+            with self._terminate_gracefully():
+                self.run(
+                    host=host,
+                    port=port,
+                    num_api_servers=1,
+                    log_level=log_level,
+                    generate_client_file=False,
+                    access_log=False,
+                )
+        except StartError:
+            self._stop_processes()
+            raise
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        # The manager's process inherits how signals are handled.  It must outlive a signal to the whole group, or
+        # nobody could wait for the drain; it ends when this process tells it to.
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            return super()._init_manager(num_api_servers)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _start_server(self, *args: Any, **kwargs: Any) -> Any:
+        servers = super()._start_server(*args, **kwargs)
+        self._on_started()
+        return servers
+
+    @contextlib.contextmanager
+    def _terminate_gracefully(self) -> Iterator[None]:
+        """Turn SIGTERM into what LitServe's ``run`` waits for; its default would orphan every child."""
+
+        def on_signal(_signum: int, _frame: FrameType | None) -> None:
+            if self._shutdown_event is None:
+                raise KeyboardInterrupt
+            # Not from this thread: it waits on the same manager connection, which is one per thread.
+            threading.Thread(target=self._shutdown_event.set, daemon=True).start()
+
+        previous = {name: signal.signal(name, on_signal) for name in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+
+    def _stop_processes(self) -> None:
+        for worker in self.inference_workers:
+            worker.terminate()
+            worker.join()
+        if self.transport_config.manager is not None:
+            self.transport_config.manager.shutdown()
+
+    def _drop_own_routes(self) -> None:
+        """Remove LitServe's and FastAPI's pages that ours replace; the first registered would win otherwise."""
+        router = self.app.router
+        router.routes[:] = [route for route in router.routes if getattr(route, "path", None) not in _OWN_ROUTES]

@@ -1,0 +1,156 @@
+"""The OpenAPI description: bodies that routes read by themselves, the error shape, and examples for all of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, Field, TypeAdapter
+from pydantic.json_schema import models_json_schema
+
+import tru_vlm
+from tru_vlm.api.schemas import GenerationParamsBody, Prompt, UrlRequestBody, VideoParamsBody
+from tru_vlm.types import Answer
+
+_REF = "#/components/schemas/{model}"
+_URL_EXAMPLE = {
+    "video_url": "https://example.com/clip.mp4",
+    "prompt": "What happens in this video?",
+    "video_params": {"fps": 2.0, "max_frames": 64},
+    "generation_params": {"max_tokens": 128, "temperature": 0.0},
+    "stream": False,
+}
+_ANSWER_EXAMPLE = {
+    "id": "req-0f9d2c",
+    "model": "demo",
+    "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
+    "finish_reason": "stop",
+    "usage": {"prompt_tokens": 214, "video_tokens": 120, "completion_tokens": 24, "total_tokens": 238},
+    "video": {
+        "kind": "video",
+        "num_frames": 20,
+        "height": 96,
+        "width": 128,
+        "source_height": 240,
+        "source_width": 320,
+        "video_tokens": 120,
+        "decoder": "pyav",
+        "duration_seconds": 10.0,
+        "source_fps": 24.0,
+        "sample_fps": 2.0,
+        "frame_timestamps": [0.0, 0.5, 1.0],
+        "video_start": 0.0,
+        "video_end": 10.0,
+        "notes": [],
+        "frames_url": "/v1/frames/9f86d081884c7d65/{index}.jpg",
+    },
+    "timings": {
+        "queue": 0.0,
+        "fetch": 0.0,
+        "video_decode": 0.1,
+        "preprocess": 0.0,
+        "prefill": 0.1,
+        "time_to_first_token": 0.2,
+        "total": 0.4,
+    },
+}
+_STREAM_EXAMPLE = (
+    'event: status\ndata: {"id": "req-0f9d2c", "stage": "decoding", "queue_position": null}\n\n'
+    'event: video\ndata: {"id": "req-0f9d2c", "video": {}}\n\n'
+    'event: delta\ndata: {"id": "req-0f9d2c", "text": "A red"}\n\n'
+    'event: done\ndata: {"id": "req-0f9d2c", "text": "A red circle moves left."}\n\n'
+)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"] = (
+        Field(description="The family of the error.")
+    )
+    code: str = Field(description="A stable word for programs.", examples=["invalid_value"])
+    message: str = Field(description="A sentence: what was wrong, what came, what is accepted.")
+    param: str | None = Field(description="The field at fault.", examples=["video_params.fps"])
+    request_id: str = Field(description="For the server's log.")
+
+
+class ErrorBody(BaseModel):
+    """The one error shape."""
+
+    error: ErrorDetail
+
+
+class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
+    """A question about an uploaded video; sampling and generation fields are flat."""
+
+    prompt: Prompt
+    video: bytes | None = Field(
+        None,
+        description="The video or image file; or give `video_url`.",
+        json_schema_extra={"type": "string", "format": "binary"},
+    )
+    video_url: str | None = Field(None, description="A URL instead of the file.")
+    stream: bool = Field(False, description="Answer as server-sent events.")
+
+
+def _body(content_type: str, model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": _REF.format(model=model.__name__)}, "example": example}
+    return {"requestBody": {"required": True, "content": {content_type: content}}}
+
+
+JSON_BODY = _body("application/json", UrlRequestBody, _URL_EXAMPLE)
+UPLOAD_BODY = _body(
+    "multipart/form-data", UploadRequestBody, {"prompt": "What happens in this video?", "fps": 2.0, "max_tokens": 128}
+)
+
+
+def merge_bodies(*bodies: dict[str, Any]) -> dict[str, Any]:
+    """A request body that may come in several content types."""
+    content = {kind: value for body in bodies for kind, value in body["requestBody"]["content"].items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"model": ErrorBody, "description": description}
+
+
+ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, server-sent events: status, video, delta, then done or error.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": _ANSWER_EXAMPLE},
+            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
+        },
+    },
+    400: _error("A field is wrong; `param` names it."),
+    413: _error("The video is larger than the server accepts."),
+    415: _error("The file is not a video or image that can be read."),
+    429: _error("The server is full; `Retry-After` says when to try again."),
+    500: _error("A fault of the server."),
+    503: _error("The server starts, drains, or the worker died."),
+    504: _error("The request took longer than the server's limit."),
+}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema."""
+    _, own = models_json_schema([(UrlRequestBody, "validation"), (UploadRequestBody, "validation")], ref_template=_REF)
+    answer = TypeAdapter(Answer).json_schema(ref_template=_REF)
+    components = {**own["$defs"], **answer.pop("$defs"), "Answer": answer}
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title="TRU V2",
+                version=tru_vlm.__version__,
+                summary="Ask a video a question.",
+                description="Every error has one shape; every opened request ends in exactly one `done` or `error`.",
+                license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+                routes=app.routes,
+            )
+            schema["components"]["schemas"].update(components)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

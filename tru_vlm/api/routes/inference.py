@@ -1,0 +1,123 @@
+"""Questions and answers: ``/predict``, ``/v1/inference/url``, ``/v1/inference/upload``, and the frames they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from tru_vlm.api.error_response import error_response
+from tru_vlm.api.event_stream import EventStreamResponse, answer_body, collect, peek_until_certain
+from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
+from tru_vlm.api.schemas import InferenceRequest
+from tru_vlm.api.service import InferenceService
+from tru_vlm.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
+from tru_vlm.types import DoneEvent, ErrorEvent
+
+_MULTIPART = "multipart/form-data"
+_THUMBNAIL_PIXELS = 320
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def build_router(service: InferenceService) -> APIRouter:
+    """The inference routes over ``service``."""
+    router = APIRouter(tags=["inference"])
+    read = {"json": _read_json, "form": _read_form}
+
+    async def answer(request: Request, reader: Callable[..., Awaitable[InferenceRequest]]) -> Response:
+        try:
+            parsed = await reader(service, request)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return await _answer(service, parsed, request)
+
+    @router.post("/predict", openapi_extra=merge_bodies(JSON_BODY, UPLOAD_BODY), responses=ANSWER_RESPONSES)
+    async def predict(request: Request) -> Response:
+        """Ask about a video: JSON with its URL, or a form with the file; LitServe's client posts here."""
+        kind = "form" if _content_type(request).startswith(_MULTIPART) else "json"
+        return await answer(request, read[kind])
+
+    @router.post("/v1/inference/url", openapi_extra=JSON_BODY, responses=ANSWER_RESPONSES)
+    async def inference_url(request: Request) -> Response:
+        """Ask about a video that the server fetches from a URL (or reads from a data URI)."""
+        return await answer(request, _read_json)
+
+    @router.post("/v1/inference/upload", openapi_extra=UPLOAD_BODY, responses=ANSWER_RESPONSES)
+    async def inference_upload(request: Request) -> Response:
+        """Ask about an uploaded video; the file goes to disk while it arrives."""
+        return await answer(request, _read_form)
+
+    @router.get(
+        "/v1/frames/{content_key}/{index}.jpg",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}, "description": "The frame."}},
+    )
+    async def frame(
+        content_key: Annotated[str, Path(pattern="^[0-9a-f]{16,128}$", description="From `video.frames_url`.")],
+        index: Annotated[int, Path(ge=0, description="Number of the frame, from 0.")],
+    ) -> Response:
+        """A frame that the model saw, as JPEG, while it is in the frame cache."""
+        jpeg = await service.videos.frame_jpeg(content_key, index, _THUMBNAIL_PIXELS)
+        if jpeg is None:
+            raise NotFoundError("The frame is not (or no longer) in the cache.", param="index")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600, immutable"})
+
+    return router
+
+
+async def _answer(service: InferenceService, parsed: InferenceRequest, request: Request) -> Response:
+    stream = await service.open(parsed)
+    if not parsed.stream:
+        return _plain(await collect(stream, request), stream.id)
+    try:
+        first = await peek_until_certain(stream)
+    except BaseException:
+        await stream.aclose()
+        raise
+    if first and isinstance(first[-1], ErrorEvent):
+        await stream.aclose()
+        return error_response(first[-1].error, stream.id)
+    return EventStreamResponse(stream, first)
+
+
+def _plain(terminal: DoneEvent | ErrorEvent | None, request_id: str) -> Response:
+    match terminal:
+        case DoneEvent(answer):
+            return JSONResponse(answer_body(answer), headers={"X-Request-Id": request_id})
+        case ErrorEvent(_, info):
+            return error_response(info, request_id)
+        case None:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _read_json(service: InferenceService, request: Request) -> InferenceRequest:
+    content_type = _content_type(request)
+    if content_type and not content_type.startswith("application/json"):
+        raise InvalidRequestError(
+            f"The body is {content_type.partition(';')[0]!r}; this route accepts application/json.",
+            code="unsupported_content_type",
+        )
+    limit = service.settings.max_json_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise PayloadTooLargeError(f"The JSON body is larger than {limit} bytes.")
+    return service.parse_json(bytes(body))
+
+
+async def _read_form(service: InferenceService, request: Request) -> InferenceRequest:
+    content_type = _content_type(request)
+    if not content_type.startswith(_MULTIPART):
+        raise InvalidRequestError(
+            f"The body is {content_type.partition(';')[0]!r}; this route accepts multipart/form-data.",
+            code="unsupported_content_type",
+        )
+    return await service.parse_form(await service.receive_form(request.stream(), content_type))
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "")

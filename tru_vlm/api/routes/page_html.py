@@ -1,0 +1,302 @@
+"""Turns requests' events into the page's HTML: templates, formats, and what they are given.  It knows no routes.
+
+Whatever a model or a client wrote is escaped here and stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+
+from tru_vlm import __version__
+from tru_vlm.api.routes.time_links import TextPiece, TimeFinder
+from tru_vlm.errors import ErrorInfo
+from tru_vlm.settings import Settings
+from tru_vlm.types import (
+    DeltaEvent,
+    DoneEvent,
+    ErrorEvent,
+    RequestEvent,
+    Stage,
+    StatusEvent,
+    VideoEvent,
+    VideoInfo,
+)
+
+FORM_FIELDS = frozenset(
+    {"video", "video_url", "prompt", "fps", "max_frames", "nframes", "video_start", "video_end"}
+    | {"max_tokens", "temperature", "seed"}
+)
+"""Fields of the page's form; each has a place for its error beside it (``#error-<name>``)."""
+
+_HTMX_CONFIG = {
+    "allowEval": False,
+    "allowScriptTags": False,
+    "includeIndicatorStyles": False,
+    "historyEnabled": False,
+    "defaultSettleDelay": 0,
+    "responseHandling": [
+        {"code": "204", "swap": False},
+        {"code": "[23]..", "swap": True},
+        {"code": "[45]..", "swap": True, "error": True, "target": "#form-error", "swapOverride": "innerHTML"},
+    ],
+}
+_STAGE_LABELS: dict[Stage, str] = {
+    "queued": "Queued",
+    "fetching": "Fetching the video",
+    "decoding": "Decoding frames",
+    "waiting": "Waiting for the model",
+    "prefilling": "Reading the video",
+    "generating": "Answering",
+}
+_SUGGESTIONS = (
+    "What happens in this video?",
+    "Describe the video second by second.",
+    "List the main events with their times.",
+    "What text can be read in it?",
+)
+_DEMO_SUGGESTIONS = (
+    "What happens in this video?",
+    "When does the second event begin?",
+    "Give a timeline of the video.",
+    "What colour is the object?",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A clip that can be tried with one click; URLs are relative to the page."""
+
+    name: str
+    title: str
+    duration_seconds: float
+    video_url: str
+    poster_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class FieldDefaults:
+    """What empty fields of the form stand for."""
+
+    fps: float
+    max_frames: int
+    max_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """Everything that ``page.html`` is given, as ``page``."""
+
+    model_name: str
+    is_demo: bool
+    samples: tuple[Sample, ...]
+    suggestions: tuple[str, ...]
+    defaults: FieldDefaults
+    max_upload_bytes: int
+    max_prompt_characters: int
+    product: str = "TRU V2"
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class FrameImage:
+    """One frame of the strip; ``seconds`` is None for a picture."""
+
+    url: str
+    seconds: float | None
+
+
+def page_context(settings: Settings, *, model_name: str, is_demo: bool, samples: Sequence[Sample]) -> PageContext:
+    """The page's context for this server."""
+    return PageContext(
+        model_name=model_name,
+        is_demo=is_demo,
+        samples=tuple(samples),
+        suggestions=_DEMO_SUGGESTIONS if is_demo else _SUGGESTIONS,
+        defaults=FieldDefaults(
+            fps=settings.default_video_fps,
+            max_frames=settings.default_max_frames,
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+        ),
+        max_upload_bytes=settings.max_upload_bytes,
+        max_prompt_characters=settings.max_prompt_characters,
+    )
+
+
+def load_samples(static_dir: Path) -> tuple[Sample, ...]:
+    """The sample clips that ``scripts/make_samples.py`` wrote; none if they are not installed."""
+    manifest = static_dir / "samples" / "samples.json"
+    if not manifest.is_file():
+        return ()
+    return tuple(
+        Sample(
+            name=str(entry["name"]),
+            title=str(entry["title"]),
+            duration_seconds=float(entry["duration_seconds"]),
+            video_url=f"static/samples/{entry['name']}.mp4",
+            poster_url=f"static/samples/{entry['name']}.jpg",
+        )
+        for entry in json.loads(manifest.read_text(encoding="utf-8"))
+    )
+
+
+class PageRenderer:
+    """The templates, compiled once."""
+
+    def __init__(self, templates_dir: Path, static_dir: Path) -> None:
+        self._environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(templates_dir),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.filters.update(clock=clock, seconds=format_seconds, filesize=format_bytes)
+        self._environment.globals.update(
+            asset=lambda name: f"static/{name}?v={content_version(static_dir / name)}",
+            htmx_config=json.dumps(_HTMX_CONFIG),
+        )
+
+    def page(self, context: PageContext) -> str:
+        """The whole page."""
+        return self._render("page.html", page=context)
+
+    def answer(self, token: str, question: str) -> str:
+        """The card of an answer, which opens the event stream ``token``."""
+        return self._render("partials/answer.html", token=token, question=question)
+
+    def field_error(self, error: ErrorInfo) -> str:
+        """An error beside the field at fault."""
+        return self._render("partials/field_error.html", message=error.message)
+
+    def event(self, name: str, **values: object) -> bytes:
+        """One server-sent event that carries the partial of the same name."""
+        return sse_event(name, self._render(f"partials/{name}.html", **values))
+
+    def _render(self, template: str, **values: object) -> str:
+        return self._environment.get_template(template).render(**values)
+
+
+class AnswerEvents:
+    """The events of one answer as server-sent events with HTML."""
+
+    def __init__(self, renderer: PageRenderer, token: str) -> None:
+        self._renderer = renderer
+        self._token = token
+        self._times = TimeFinder()
+
+    def render(self, event: RequestEvent) -> bytes:
+        """What the browser is sent for ``event``; may be nothing."""
+        match event:
+            case StatusEvent():
+                return self._renderer.event("status", label=stage_label(event), stage=event.stage)
+            case VideoEvent():
+                frames = frame_images(event.video)
+                return self._renderer.event("video", token=self._token, video=event.video, frames=frames)
+            case DeltaEvent():
+                return delta_event(self._times.feed(event.text))
+            case DoneEvent():
+                return self._rest() + self._renderer.event("done", answer=event.answer)
+            case ErrorEvent():
+                return self._rest() + self.error(event.error)
+
+    def error(self, error: ErrorInfo) -> bytes:
+        """The event that ends the answer with an error.
+
+        It is not called ``error``: to a browser's EventSource that name means a lost connection.
+        """
+        return self._renderer.event("failed", message=error.message, param=form_field(error) or "")
+
+    def _rest(self) -> bytes:
+        return delta_event(self._times.finish())
+
+
+def sse_event(name: str, html: str) -> bytes:
+    """A server-sent event; line ends inside ``html`` become several ``data`` lines, as the format asks."""
+    lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    data = "".join(f"data: {line}\n" for line in lines)
+    return f"event: {name}\n{data}\n".encode()
+
+
+def delta_event(pieces: Sequence[TextPiece]) -> bytes:
+    """New text as an event; nothing if there is none."""
+    if not pieces:
+        return b""
+    html = "".join(_piece_html(piece) for piece in pieces)
+    # As references, line ends survive both the event format and the HTML parser.
+    return sse_event("delta", html.replace("\r", "&#13;").replace("\n", "&#10;"))
+
+
+def _piece_html(piece: TextPiece) -> str:
+    if piece.seconds is None:
+        return str(escape(piece.text))
+    label = escape(clock(piece.seconds))
+    return str(
+        Markup('<a class="time" data-action="seek" data-seconds="{0:.3f}" href="#t={0:g}">{1}</a>').format(
+            piece.seconds, label
+        )
+    )
+
+
+def stage_label(event: StatusEvent) -> str:
+    """A stage in words, with the place in the queue."""
+    label = _STAGE_LABELS[event.stage]
+    if not event.queue_position:
+        return label
+    return f"{label}, {event.queue_position} ahead"
+
+
+def form_field(error: ErrorInfo) -> str | None:
+    """The form's field that an error names, flat (``video_params.fps`` is ``fps``); None if it is not in the form."""
+    name = (error.param or "").rsplit(".", 1)[-1]
+    return name if name in FORM_FIELDS else None
+
+
+def frame_images(video: VideoInfo) -> tuple[FrameImage, ...]:
+    """The strip of frames; empty when the server does not offer them."""
+    if video.frames_url is None:
+        return ()
+    # Relative, so that the page also works behind a proxy that adds a prefix.
+    template = video.frames_url.removeprefix("/")
+    times = video.frame_timestamps or (None,) * video.num_frames
+    return tuple(FrameImage(template.replace("{index}", str(index)), time) for index, time in enumerate(times))
+
+
+def clock(seconds: float) -> str:
+    """A time in a video, for people: ``0:04.2``, ``1:02:03``."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    if minutes < 60:  # noqa: PLR2004 - minutes of an hour
+        return f"{minutes}:{rest // 10:02d}.{rest % 10}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest // 10:02d}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration, for people: ``0.42 s``, ``12 s``."""
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"  # noqa: PLR2004 - two digits are enough
+
+
+def format_bytes(num_bytes: int) -> str:
+    """A size, for people: ``2 GB``."""
+    size = float(num_bytes)
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1024:  # noqa: PLR2004 - binary prefixes
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GB"
+
+
+@lru_cache(maxsize=64)
+def content_version(path: Path) -> str:
+    """A short digest of a static file, so that browsers may keep it for ever."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:10]

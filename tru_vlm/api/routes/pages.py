@@ -1,0 +1,186 @@
+"""The web page: ``GET /``, and the two routes behind it that answer with HTML (htmx partials).
+
+``POST /ui/ask`` takes the form, starts the request and returns the card of its answer; the card opens
+``GET /ui/answers/{token}/events``, which streams the rest.  What the HTML looks like is ``page_html.py``'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+
+from tru_vlm.api.event_stream import EventStreamResponse
+from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
+from tru_vlm.api.service import InferenceService, RequestStream
+from tru_vlm.errors import ErrorInfo, InvalidRequestError, NotFoundError, TruError
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
+from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent, StatusEvent
+
+if TYPE_CHECKING:
+    from tru_vlm.api.app import AppContext
+
+_UNCLAIMED_SECONDS = 15.0
+_PATIENCE_SECONDS = 0.5
+_CLIENT_CLOSED_REQUEST = 499
+_CLOSE = sse_event("close", "")
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+        "connect-src 'self' blob:; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StartedAnswer:
+    """A request that runs, with the events that were already taken from it."""
+
+    stream: RequestStream
+    first: list[RequestEvent]
+
+
+class UnclaimedAnswers:
+    """Answers that were started by a form and wait for their card to open the event stream.
+
+    One that nobody claims in time is cancelled, which frees its file and its place.
+    """
+
+    def __init__(self, lifetime_seconds: float = _UNCLAIMED_SECONDS) -> None:
+        self._lifetime_seconds = lifetime_seconds
+        self._answers: dict[str, StartedAnswer] = {}
+        self._cancelling: set[asyncio.Task[None]] = set()
+
+    def add(self, answer: StartedAnswer) -> str:
+        """Keep ``answer``; returns the token that claims it, which cannot be guessed."""
+        token = secrets.token_urlsafe(16)
+        self._answers[token] = answer
+        asyncio.get_running_loop().call_later(self._lifetime_seconds, self._expire, token)
+        return token
+
+    def claim(self, token: str) -> StartedAnswer | None:
+        """The answer of ``token``, once; None if there is none (any more)."""
+        return self._answers.pop(token, None)
+
+    def _expire(self, token: str) -> None:
+        answer = self.claim(token)
+        if answer is not None:
+            task = asyncio.create_task(answer.stream.aclose())
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+
+def build_pages_router(context: AppContext) -> APIRouter:
+    """The page's routes."""
+    router = APIRouter(tags=["page"])
+    service = context.service
+    renderer = PageRenderer(TEMPLATES_DIR, STATIC_DIR)
+    samples = load_samples(STATIC_DIR)
+    page = renderer.page(
+        page_context(context.settings, model_name=service.model_name, is_demo=context.profile.is_demo, samples=samples)
+    )
+    unclaimed = UnclaimedAnswers()
+
+    @router.head("/", include_in_schema=False)
+    @router.get("/", response_class=HTMLResponse)
+    async def index() -> Response:
+        """The page."""
+        return HTMLResponse(page, headers=SECURITY_HEADERS)
+
+    @router.post("/ui/ask", include_in_schema=False)
+    async def ask(request: Request) -> Response:
+        """Start the form's question; the card of its answer, or an error beside the field at fault."""
+        try:
+            question, answer = await _start(service, request)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        except TruError as error:
+            return _error(renderer, error.info())
+        last = answer.first[-1] if answer.first else None
+        if isinstance(last, ErrorEvent):
+            await answer.stream.aclose()
+            return _error(renderer, last.error)
+        if await request.is_disconnected():
+            await answer.stream.aclose()
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return HTMLResponse(renderer.answer(unclaimed.add(answer), question), headers=SECURITY_HEADERS)
+
+    @router.get("/ui/answers/{token}/events", include_in_schema=False)
+    async def events(token: str) -> Response:
+        """The answer as it comes; leaving cancels it."""
+        rendering = AnswerEvents(renderer, token)
+        answer = unclaimed.claim(token)
+        if answer is None:
+            gone = NotFoundError("This answer is no longer running. What had arrived is kept; ask again for the rest.")
+            body = rendering.error(gone.info()) + _CLOSE
+            return Response(body, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return EventStreamResponse(answer.stream, answer.first, partial(_encode, rendering))
+
+    return router
+
+
+async def _start(service: InferenceService, request: Request) -> tuple[str, StartedAnswer]:
+    """Receive the form and start its question; returns the question's words and the running answer.
+
+    Raises:
+        TruError: if the form cannot be accepted.
+        ClientDisconnect: if the browser leaves while it sends.
+    """
+    if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise InvalidRequestError("The form must be sent from this server's own page.", code="cross_site")
+    form = await service.receive_form(request.stream(), request.headers.get("content-type", ""))
+    parsed = await service.parse_form(form)
+    stream = await service.open(parsed)
+    try:
+        return parsed.prompt, StartedAnswer(stream, await _early_events(stream))
+    except BaseException:
+        await stream.aclose()
+        raise
+
+
+async def _early_events(stream: RequestStream) -> list[RequestEvent]:
+    """The first events.
+
+    What is wrong with the video mostly shows at once, and can then be said beside its field; but the card is not
+    held back for long.
+    """
+    events: list[RequestEvent] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await stream.accepted()
+            async for event in stream:
+                events.append(event)
+                if not (isinstance(event, StatusEvent) and event.stage == "fetching"):
+                    break
+    return events
+
+
+def _encode(rendering: AnswerEvents, event: RequestEvent) -> bytes:
+    """An event for the browser; after the last one it is told to close, lest it connects again."""
+    is_last = isinstance(event, DoneEvent | ErrorEvent)
+    return rendering.render(event) + (_CLOSE if is_last else b"")
+
+
+def _error(renderer: PageRenderer, error: ErrorInfo) -> Response:
+    """An error partial with its status, aimed at the field at fault (else at the foot of the form)."""
+    name = form_field(error)
+    headers = {**SECURITY_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return HTMLResponse(renderer.field_error(error), error.status, headers)

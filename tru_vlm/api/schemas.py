@@ -1,0 +1,250 @@
+"""The requests that clients send, as the OpenAPI schema shows them, and how they become :class:`InferenceRequest`.
+
+This is the door: every field is checked here once, an unknown one is refused, and the result is trusted afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.spool import SpooledFile
+from tru_vlm.settings import Settings
+from tru_vlm.types import GenerationParams, VideoParams
+
+_MAX_PIXELS = 1 << 34
+_MAX_FRAMES = 1 << 20
+_MAX_SECONDS = 1e7
+
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _conflict(name: str, text: str) -> PydanticCustomError:
+    """Two fields that contradict each other; ``name`` is the one to blame."""
+    return PydanticCustomError("conflict", "{text}", {"name": name, "text": text})
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class VideoParamsBody(_Body):
+    """How frames are sampled. What is left out takes the server's default."""
+
+    fps: Annotated[float, Field(gt=0, le=240)] | None = Field(
+        None, description="Frames to sample per second of video; excludes `nframes`.", examples=[2.0]
+    )
+    nframes: Annotated[int, Field(ge=1, le=_MAX_FRAMES)] | None = Field(
+        None, description="Exact number of frames to sample (rounded to even); excludes `fps`."
+    )
+    min_frames: Annotated[int, Field(ge=1, le=_MAX_FRAMES)] | None = Field(
+        None, description="Least number of frames when `fps` decides."
+    )
+    max_frames: Annotated[int, Field(ge=2, le=_MAX_FRAMES)] | None = Field(
+        None, description="Most frames when `fps` decides.", examples=[64]
+    )
+    min_pixels: Annotated[int, Field(ge=1, le=_MAX_PIXELS)] | None = Field(
+        None, description="Least height x width of a resized frame."
+    )
+    max_pixels: Annotated[int, Field(ge=1, le=_MAX_PIXELS)] | None = Field(
+        None, description="Most height x width of a resized frame."
+    )
+    total_pixels: Annotated[int, Field(ge=1, le=_MAX_PIXELS)] | None = Field(
+        None, description="Budget of pixels for the whole video."
+    )
+    video_start: Annotated[float, Field(ge=0, le=_MAX_SECONDS)] | None = Field(
+        None, description="Where to begin, in seconds."
+    )
+    video_end: Annotated[float, Field(gt=0, le=_MAX_SECONDS)] | None = Field(
+        None, description="Where to end, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> VideoParamsBody:
+        if self.fps is not None and self.nframes is not None:
+            raise _conflict("nframes", "give fps or nframes, not both")
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            first, second = getattr(self, low), getattr(self, high)
+            if first is not None and second is not None and first > second:
+                raise _conflict(low, f"{low} ({first}) must not exceed {high} ({second})")
+        if self.video_start is not None and self.video_end is not None and self.video_end <= self.video_start:
+            text = f"video_end ({self.video_end}) must be greater than video_start ({self.video_start})"
+            raise _conflict("video_end", text)
+        return self
+
+
+class GenerationParamsBody(_Body):
+    """How the answer is generated. What is left out takes the server's default."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.", examples=[128])
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 is greedy.", examples=[0.0])
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus mass.")
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Keep the k likeliest tokens; 0 keeps all.")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = Field(None, description="Makes sampling reproducible.")
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
+        None, description="Strings that end the answer; not part of it."
+    )
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(
+        1.0, description="Above 1 discourages what was already said."
+    )
+    ignore_eos: bool = Field(False, description="Go on past the model's own end, up to `max_tokens`.")
+
+
+Prompt = Annotated[str, Field(min_length=1, description="The question.", examples=["What happens in this video?"])]
+VideoUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="Where the video (or image) is: an http(s) URL or a base64 data URI.",
+        examples=["https://example.com/clip.mp4"],
+    ),
+]
+
+
+class UrlRequestBody(_Body):
+    """A question about a video that the server fetches."""
+
+    video_url: VideoUrl
+    prompt: Prompt
+    video_params: VideoParamsBody = VideoParamsBody()
+    generation_params: GenerationParamsBody = GenerationParamsBody()
+    stream: bool = Field(False, description="Answer as server-sent events.")
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """A checked question: where the video is, what is asked, and how to sample and generate.
+
+    Exactly one of ``file`` and ``video_url`` is set.  ``video_param`` is the name of the field that held the video,
+    for errors about it; ``params_prefix`` likewise for the sampling fields.
+    """
+
+    prompt: str
+    video_params: VideoParams
+    generation: GenerationParams
+    max_tokens_is_default: bool
+    stream: bool
+    file: SpooledFile | None = None
+    video_url: str | None = None
+
+    @property
+    def video_param(self) -> str:
+        """The field that held the video."""
+        return "video" if self.file else "video_url"
+
+
+_FLAT_FIELDS = {"prompt", "video_url", "stream"}
+_VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
+_GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
+UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
+
+
+def parse_json(body: bytes, settings: Settings) -> InferenceRequest:
+    """A JSON body as a request.
+
+    Raises:
+        InvalidRequestError: naming the field at fault and what is accepted.
+    """
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
+    if not isinstance(values, dict):
+        raise InvalidRequestError("The body must be a JSON object.", code="invalid_json")
+    return _build(_validate(UrlRequestBody, values), settings)
+
+
+def parse_form(fields: Mapping[str, str], file: SpooledFile | None, settings: Settings) -> InferenceRequest:
+    """The flat fields of a form, and its file, as a request.  An empty field counts as left out.
+
+    Raises:
+        InvalidRequestError: naming the field at fault and what is accepted.
+    """
+    given = {name: value for name, value in fields.items() if value != ""}
+    unknown = sorted(set(given) - UPLOAD_FIELDS)
+    if unknown:
+        raise InvalidRequestError(
+            f"Unknown field {unknown[0]!r}; accepted are video, {', '.join(sorted(UPLOAD_FIELDS))}.",
+            param=unknown[0],
+            code="unknown_field",
+        )
+    if file is not None and "video_url" in given:
+        raise InvalidRequestError("Give the file `video` or the field `video_url`, not both.", param="video_url")
+    if file is None and "video_url" not in given:
+        raise InvalidRequestError(
+            "The file `video` (or the field `video_url`) is missing.", param="video", code="missing_field"
+        )
+    values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
+    values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
+    values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
+    body = _validate(UrlRequestBody, {"video_url": "upload:", **values}, is_form=True)
+    return _build(body, settings, file)
+
+
+def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = None) -> InferenceRequest:
+    if len(body.prompt) > settings.max_prompt_characters:
+        raise InvalidRequestError(
+            f"The prompt has {len(body.prompt)} characters; at most {settings.max_prompt_characters} are accepted.",
+            param="prompt",
+            code="prompt_too_long",
+        )
+    if not body.prompt.strip():
+        raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")
+    generation = body.generation_params
+    if generation.max_tokens is not None and generation.max_tokens > settings.max_new_tokens:
+        raise InvalidRequestError(
+            f"max_tokens is {generation.max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
+            param="max_tokens" if file else "generation_params.max_tokens",
+        )
+    stop = generation.stop if isinstance(generation.stop, list) else [generation.stop] if generation.stop else []
+    return InferenceRequest(
+        prompt=body.prompt,
+        video_params=VideoParams(**body.video_params.model_dump()),
+        generation=GenerationParams(
+            max_tokens=generation.max_tokens or settings.max_new_tokens,
+            temperature=settings.temperature if generation.temperature is None else generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            seed=generation.seed,
+            stop=tuple(stop),
+            repetition_penalty=generation.repetition_penalty,
+            ignore_eos=generation.ignore_eos,
+        ),
+        max_tokens_is_default=generation.max_tokens is None,
+        stream=body.stream,
+        file=file,
+        video_url=None if file else body.video_url,
+    )
+
+
+def _validate(model: type[UrlRequestBody], values: Mapping[str, Any], *, is_form: bool = False) -> UrlRequestBody:
+    """Check ``values``; JSON numbers must be numbers, form fields are strings that must spell them."""
+    try:
+        if is_form:
+            return model.model_validate_strings(values)
+        return model.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise _explain(error, is_form=is_form) from None
+
+
+def _explain(error: ValidationError, *, is_form: bool) -> InvalidRequestError:
+    """The first of pydantic's complaints as ours: the field, what came, what is accepted."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-", "list["))]
+    if first["type"] == "conflict":
+        path.append(first["ctx"]["name"])
+    name = (path[-1] if is_form and path else ".".join(path)) or None
+    if first["type"] == "missing":
+        return InvalidRequestError(f"The field {name} is missing.", param=name, code="missing_field")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(f"There is no field {name!r}.", param=name, code="unknown_field")
+    shown = repr(first["input"])
+    came = f" (got {shown})" if len(shown) <= 80 and not isinstance(first["input"], dict) else ""  # noqa: PLR2004
+    text = first["msg"]
+    return InvalidRequestError(f"{name or 'request'}: {text}{came}.", param=name)

@@ -1,0 +1,206 @@
+"""The HTTP process's view of the workers: who is there, who gets the next request, what comes back.
+
+It keeps the queue.  A worker holds at most as many requests as it has rows; the others wait here, in order, where
+their position is known and leaving costs nothing.  It never looks into a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tru_vlm.api.link import Abort, Events, Hello, Submit, WorkerConnection, socket_path
+from tru_vlm.engine.base import EngineEvent, FailEvent, FinishEvent
+from tru_vlm.errors import UnavailableError
+from tru_vlm.types import WorkerRequest
+
+logger = logging.getLogger(__name__)
+
+_RECONNECT_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePosition:
+    """How many requests go first; 0 means that a worker has it."""
+
+    ahead: int
+
+
+WorkerEvent = QueuePosition | EngineEvent
+
+
+@dataclass(slots=True)
+class _Ticket:
+    """One request on its way through: waiting here, or at a worker."""
+
+    request: WorkerRequest
+    events: asyncio.Queue[WorkerEvent] = field(default_factory=asyncio.Queue)
+
+
+@dataclass(slots=True)
+class _Worker:
+    worker_id: int
+    connection: WorkerConnection | None = None
+    hello: Hello | None = None
+    last: Events | None = None
+    tickets: dict[str, _Ticket] = field(default_factory=dict)
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, for health."""
+
+    worker_id: int
+    is_ready: bool
+    num_requests: int
+    restarts: int
+    hello: Hello | None
+    last: Events | None
+
+
+class WorkerPool:
+    """All workers of this server.
+
+    Args:
+        socket_directory: where they listen.
+        num_workers: how many there are.
+        max_requests_per_worker: rows of a worker's batch.
+    """
+
+    def __init__(self, socket_directory: Path, num_workers: int, max_requests_per_worker: int) -> None:
+        self._directory = socket_directory
+        self._workers = [_Worker(worker_id) for worker_id in range(num_workers)]
+        self._max_requests = max_requests_per_worker
+        self._waiting: deque[_Ticket] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Connect to the workers, and again whenever one comes back."""
+        self._tasks = [asyncio.create_task(self._follow(worker)) for worker in self._workers]
+
+    async def close(self) -> None:
+        """Close every connection; the workers abort what is left."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no worker has yet."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that a worker has."""
+        return sum(len(worker.tickets) for worker in self._workers)
+
+    def states(self) -> list[WorkerState]:
+        """A look at each worker."""
+        return [
+            WorkerState(w.worker_id, w.connection is not None, len(w.tickets), w.restarts, w.hello, w.last)
+            for w in self._workers
+        ]
+
+    async def run(self, request: WorkerRequest) -> AsyncGenerator[WorkerEvent, None]:
+        """Queue a request and yield what becomes of it: positions, then the engine's events up to the last one.
+
+        Closing the iterator early takes the request out of the queue, or aborts it at its worker.
+        """
+        ticket = _Ticket(request)
+        self._waiting.append(ticket)
+        self._dispatch()
+        if ticket in self._waiting:
+            ticket.events.put_nowait(QueuePosition(len(self._waiting)))
+        try:
+            while True:
+                event = await ticket.events.get()
+                yield event
+                if isinstance(event, FinishEvent | FailEvent):
+                    return
+        finally:
+            self._leave(ticket)
+
+    def _leave(self, ticket: _Ticket) -> None:
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            self._tell_positions()
+            return
+        for worker in self._workers:
+            if worker.tickets.pop(ticket.request.id, None) and worker.connection:
+                worker.connection.send(Abort(ticket.request.id))
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give waiting requests to workers with a free row, the least busy one first."""
+        moved = False
+        while self._waiting and (worker := self._least_busy()):
+            ticket = self._waiting.popleft()
+            assert worker.connection is not None  # noqa: S101 - _least_busy looks at connected ones
+            worker.tickets[ticket.request.id] = ticket
+            worker.connection.send(Submit(ticket.request))
+            ticket.events.put_nowait(QueuePosition(0))
+            moved = True
+        if moved:
+            self._tell_positions()
+
+    def _least_busy(self) -> _Worker | None:
+        free = [w for w in self._workers if w.connection and len(w.tickets) < self._max_requests]
+        return min(free, key=lambda worker: len(worker.tickets), default=None)
+
+    def _tell_positions(self) -> None:
+        for ahead, ticket in enumerate(self._waiting, start=1):
+            ticket.events.put_nowait(QueuePosition(ahead))
+
+    async def _follow(self, worker: _Worker) -> None:
+        """Stay connected to one worker for as long as this server lives."""
+        path = socket_path(self._directory, worker.worker_id)
+        while True:
+            try:
+                connection = await WorkerConnection.open(path)
+            except OSError:
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            try:
+                await self._receive(worker, connection)
+            finally:
+                connection.close()
+                self._lost(worker)
+
+    async def _receive(self, worker: _Worker, connection: WorkerConnection) -> None:
+        while (message := await connection.receive()) is not None:
+            match message:
+                case Hello():
+                    worker.hello, worker.connection = message, connection
+                    self._dispatch()
+                case Events():
+                    worker.last = message
+                    self._deliver(worker, message)
+
+    def _deliver(self, worker: _Worker, message: Events) -> None:
+        for event in message.events:
+            if ticket := worker.tickets.get(event.request_id):
+                ticket.events.put_nowait(event)
+                if isinstance(event, FinishEvent | FailEvent):
+                    del worker.tickets[event.request_id]
+        self._dispatch()
+
+    def _lost(self, worker: _Worker) -> None:
+        """The worker is gone: what it held fails now; LitServe starts it again."""
+        if worker.connection is None:
+            return
+        worker.connection, worker.hello, worker.last = None, None, None
+        worker.restarts += 1
+        error = UnavailableError(
+            "The worker that held this request stopped and is being restarted; send the request again.",
+            code="worker_died",
+            retry_after_seconds=5.0,
+        ).info()
+        for request_id, ticket in worker.tickets.items():
+            ticket.events.put_nowait(FailEvent(request_id, error))
+        logger.error("worker %d is gone with %d requests", worker.worker_id, len(worker.tickets))
+        worker.tickets.clear()

@@ -1,0 +1,101 @@
+"""From settings to a running server, with a clear sentence when it cannot start."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tru_vlm.processor.profile import ModelProfileError, load_profile
+from tru_vlm.settings import Settings, SettingsError, load_settings
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+
+
+def main() -> int:
+    """Run the server until it is stopped.
+
+    Returns:
+        The exit status: 0 after a drain, 2 for a wrong setting, 1 for anything else that keeps it from starting.
+    """
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        return _refuse(str(error), 2)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if reason := _port_problem(settings):
+        return _refuse(reason, 1)
+    return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    # LitServe and the model's code take a second to import: wrong settings are told before that.
+    from tru_vlm.api.app import build_server
+    from tru_vlm.api.litserve_seams import StartError
+
+    try:
+        profile = load_profile(settings.model_path, max_context_tokens=settings.max_context_tokens)
+    except ModelProfileError as error:
+        return _refuse(str(error), 2)
+    with _private_folder() as sockets:
+        server = build_server(settings, profile, sockets)
+        try:
+            server.serve(
+                host=settings.host,
+                port=settings.port,
+                drain_seconds=settings.drain_seconds,
+                log_level=settings.log_level,
+                on_started=lambda: _announce_when_ready(settings, server.context.service.model_name),
+            )
+        except StartError as error:
+            return _refuse(str(error), 1)
+    return 0
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that only this user can enter (mode 0700), short enough for socket paths (108 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="tru-vlm-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def _port_problem(settings: Settings) -> str | None:
+    """Why the port cannot be had, or None."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            return f"PORT={settings.port}: cannot listen on {settings.host} ({error.strerror}). Choose another PORT."
+    return None
+
+
+def _announce_when_ready(settings: Settings, model_name: str) -> None:
+    """Print the page's address once it answers."""
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
+    address = f"http://{host}:{settings.port}"
+
+    def wait() -> None:
+        while True:
+            time.sleep(_POLL_SECONDS)
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v1/health", timeout=5):  # noqa: S310
+                sys.stdout.write(f"\n  Ask a video a question (model: {model_name}):  {address}/\n\n")
+                sys.stdout.flush()
+                return
+
+    threading.Thread(target=wait, name="announce", daemon=True).start()
+
+
+def _refuse(reason: str, status: int) -> int:
+    sys.stderr.write(f"The server cannot start.\n{reason}\n")
+    return status
