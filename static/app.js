@@ -1,0 +1,269 @@
+// The conversation: sends the form, follows the answers' event streams, and carries out the page's buttons.
+// htmx does the requests and swaps (see templates/); this file only joins them together.
+
+import { chooseFile, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
+
+const form = document.getElementById("ask");
+const prompt = document.getElementById("prompt");
+const fileInput = document.getElementById("video");
+const pending = document.getElementById("pending");
+const answers = document.getElementById("answers");
+const streams = new Map(); // URL -> EventSource, so that Stop can close one before or after it has opened
+
+let asked = null; // the media of the question that is being sent
+
+const template = (id) => document.getElementById(id).content.cloneNode(true);
+const runningCard = () => answers.querySelector('[data-state="running"]');
+const isBusy = () => pending.hasChildNodes() || Boolean(runningCard());
+const slotOf = (name) => document.getElementById(`error-${name}`) ?? document.getElementById("form-error");
+const fieldOf = (name) => form.elements.namedItem(name);
+
+function showBusy() {
+  document.getElementById("ask-button").setAttribute("aria-disabled", String(isBusy()));
+  document.body.classList.toggle("has-answers", pending.hasChildNodes() || answers.hasChildNodes());
+}
+
+// Errors beside the fields
+
+function showError(name, message) {
+  const slot = slotOf(name);
+  slot.textContent = message;
+  markField(slot.dataset.field);
+}
+
+function markField(name) {
+  const field = name && fieldOf(name);
+  if (!field) return;
+  field.setAttribute("aria-invalid", "true");
+  field.closest("details")?.setAttribute("open", "");
+  if (name === "video_url") showLinkField();
+  field.focus({ preventScroll: true });
+  slotOf(name).scrollIntoView({ block: "nearest" });
+}
+
+function clearErrors(names) {
+  for (const name of names) {
+    slotOf(name).textContent = "";
+    fieldOf(name)?.removeAttribute("aria-invalid");
+  }
+  slotOf("").textContent = "";
+}
+
+/** The first thing that is missing or wrong, as [field, message]; said before anything is uploaded. */
+function findFault() {
+  const file = fileInput.files[0];
+  const limit = Number(fileInput.dataset.maxBytes);
+  if (!currentMedia()) return ["video", "Choose a video or picture first, or paste a link to one."];
+  if (file && file.size > limit) {
+    return ["video", `The file has ${formatBytes(file.size)}; this server accepts at most ${formatBytes(limit)}.`];
+  }
+  if (!prompt.value.trim()) return ["prompt", "What would you like to know? Type a question, or choose one below."];
+  const wrong = [...form.elements].find((field) => field.name && !field.checkValidity());
+  return wrong && [wrong.name, wrong.validationMessage];
+}
+
+form.addEventListener("htmx:configRequest", (event) => {
+  if (isBusy()) return event.preventDefault();
+  clearErrors([...form.elements].map((field) => field.name).filter(Boolean));
+  const fault = findFault();
+  if (fault) {
+    showError(...fault);
+    return event.preventDefault();
+  }
+  const data = event.detail.parameters;
+  for (const [name, value] of Object.entries(data)) if (value === "" || (value instanceof File && !value.name)) delete data[name];
+});
+form.addEventListener("input", (event) => event.target.name && clearErrors([event.target.name]));
+document.addEventListener("media:change", (event) => {
+  clearErrors(["video", "video_url"]);
+  for (const button of document.querySelectorAll(".sample")) {
+    button.setAttribute("aria-pressed", String(event.detail?.name === button.dataset.name));
+  }
+});
+
+// Sending: a card stands in from the click on, and gives way to the server's
+
+form.addEventListener("htmx:beforeRequest", () => {
+  asked = currentMedia();
+  hideLinkField();
+  pending.replaceChildren(template("pending-card"));
+  const card = pending.querySelector(".answer");
+  card.querySelector(".question").textContent = prompt.value.trim();
+  bind(card);
+  showBusy();
+  card.scrollIntoView({ block: "nearest" });
+});
+form.addEventListener("htmx:xhr:progress", ({ detail: { loaded, total, lengthComputable } }) => {
+  const size = asked?.file?.size ?? 0;
+  const label = pending.querySelector(".stage-label");
+  if (!label || !lengthComputable || !size || total < size) return; // the last: the response's progress
+  const share = loaded / total;
+  pending.querySelector(".upload").value = share;
+  label.textContent = share < 1
+    ? `Uploading ${formatBytes(Math.min(loaded, size))} of ${formatBytes(size)}, ${Math.floor(share * 100)} %`
+    : "Uploaded, checking the file";
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  pending.replaceChildren();
+  if (!event.detail.isError) return;
+  const type = event.detail.xhr.getResponseHeader("Content-Type") ?? "";
+  if (!type.startsWith("text/html")) event.detail.serverResponse = escapeHtml(messageOf(event.detail.xhr));
+});
+document.addEventListener("htmx:afterSwap", ({ target }) => {
+  if (target === answers) bind(answers.firstElementChild);
+  if (target.id === "strips") showStrip(target.querySelector(".strip")?.dataset.token);
+  if (target.matches(".field-error, .form-error")) markField(target.dataset.field);
+  showBusy();
+});
+for (const [name, message] of [
+  ["htmx:sendError", "The server could not be reached, or it broke the connection. Is it running?"],
+  ["htmx:timeout", "The server took too long to accept the question."],
+  ["htmx:sendAbort", "The upload was stopped."],
+]) {
+  form.addEventListener(name, () => {
+    pending.replaceChildren();
+    showError("", message);
+    showBusy();
+  });
+}
+
+/** Tie a card to the clip that was asked about. */
+function bind(card) {
+  card.dataset.media = asked?.id ?? "";
+  card.querySelector(".about").textContent = asked?.name ?? "";
+}
+
+function messageOf(xhr) {
+  try {
+    return JSON.parse(xhr.responseText).error.message;
+  } catch {
+    return `The server answered with status ${xhr.status}.`;
+  }
+}
+
+function escapeHtml(text) {
+  const element = document.createElement("span");
+  element.textContent = text;
+  return element.innerHTML;
+}
+
+// Answers: one event stream each
+
+htmx.createEventSource = (url) => {
+  const stream = new EventSource(url);
+  streams.set(url, stream);
+  return stream;
+};
+document.addEventListener("htmx:sseClose", ({ target }) => {
+  const failure = target.querySelector(".failure");
+  if (failure?.dataset.field) fieldOf(failure.dataset.field)?.setAttribute("aria-invalid", "true");
+  if (failure?.dataset.field === "video_url") showLinkField();
+  finish(target, failure ? "failed" : "done");
+});
+document.addEventListener("htmx:sseError", ({ target }) => {
+  if (target.dataset.state === "running") end(target, "failed", template("lost-end"));
+});
+
+/** End an answer from this side: close its stream, keep its text, and say why in its last line. */
+function end(card, state, lastLine) {
+  streams.get(card.getAttribute("sse-connect"))?.close();
+  card.querySelector(".answer-end").replaceChildren(lastLine);
+  finish(card, state);
+}
+
+function finish(card, state) {
+  streams.delete(card.getAttribute("sse-connect"));
+  card.dataset.state = state;
+  card.querySelector(".answer-text").setAttribute("aria-busy", "false");
+  showBusy();
+}
+
+function stop() {
+  const card = runningCard();
+  if (card) end(card, "stopped", template("stopped-end"));
+  else if (pending.hasChildNodes()) htmx.trigger(form, "htmx:abort");
+}
+
+// Buttons
+
+const cardOf = (element) => element.closest(".answer");
+
+const actions = {
+  stop,
+  remove: clear,
+  suggest(button) {
+    prompt.value = button.textContent.trim();
+    clearErrors(["prompt"]);
+    prompt.focus();
+  },
+  async sample(button) {
+    const response = await fetch(button.dataset.url);
+    chooseFile(new File([await response.blob()], button.dataset.name, { type: "video/mp4" }));
+    if (!prompt.value.trim()) prompt.value = prompt.placeholder;
+  },
+  seek(element, event) {
+    event.preventDefault();
+    const card = cardOf(element);
+    const token = card?.dataset.token ?? element.closest(".strip").dataset.token;
+    const media = document.getElementById(`answer-${token}`)?.dataset.media;
+    select(media);
+    showStrip(token);
+    seek(Number(element.dataset.seconds), media);
+  },
+  async copy(button) {
+    await copyText(cardOf(button).querySelector(".answer-text").textContent);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1600);
+  },
+  again(button) {
+    const card = cardOf(button);
+    select(card.dataset.media);
+    prompt.value = card.querySelector(".question").textContent;
+    form.requestSubmit();
+  },
+};
+
+async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea"); // plain http from another machine has no clipboard API
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+document.addEventListener("click", (event) => {
+  const element = event.target.closest("[data-action]");
+  if (element) actions[element.dataset.action](element, event);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.contains(event.target)) form.requestSubmit();
+  if (event.key === "Escape" && !document.fullscreenElement) stop();
+});
+
+// A file dropped, or pasted, anywhere on the page
+
+let dragDepth = 0;
+const isFileDrag = (event) => event.dataTransfer?.types.includes("Files");
+const veil = (on) => document.body.classList.toggle("dragging", on);
+
+document.addEventListener("dragenter", (event) => {
+  if (isFileDrag(event)) veil((dragDepth += 1) > 0);
+});
+document.addEventListener("dragleave", (event) => {
+  if (isFileDrag(event)) veil((dragDepth = Math.max(0, dragDepth - 1)) > 0);
+});
+document.addEventListener("dragover", (event) => isFileDrag(event) && event.preventDefault());
+document.addEventListener("drop", (event) => {
+  if (!isFileDrag(event)) return;
+  event.preventDefault();
+  veil(Boolean((dragDepth = 0)));
+  if (event.dataTransfer.files.length) chooseFile(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData?.files.length) chooseFile(event.clipboardData.files[0]);
+});
+
+if (navigator.platform.startsWith("Mac")) document.querySelector(".keys kbd").textContent = "⌘";
+showBusy();

@@ -1,0 +1,159 @@
+// The stage: which video or picture is shown, what its form fields hold, and where it stands. It knows no answers.
+
+const panel = document.getElementById("media");
+const fileInput = document.getElementById("video");
+const linkInput = document.getElementById("video_url");
+const player = document.getElementById("player");
+const picture = document.getElementById("picture");
+const linkedFrame = document.getElementById("linked-frame");
+const strips = document.getElementById("strips");
+
+const items = new Map(); // id -> { id, kind: "video" | "picture" | "link", name, file, url }
+let current = null;
+
+export const currentMedia = () => current;
+
+export function chooseFile(file) {
+  const kind = file.type.startsWith("image/") ? "picture" : "video";
+  show(remember({ kind, name: file.name, file, url: URL.createObjectURL(file) }));
+}
+
+export function chooseLink(url) {
+  show(remember({ kind: "link", name: nameOf(url), file: null, url }));
+}
+
+export function select(id) {
+  if (items.has(id) && current?.id !== id) show(items.get(id));
+}
+
+export function clear() {
+  show(null);
+}
+
+/** Show the moment `seconds` of the media `id`, which need not be the one on the stage. */
+export function seek(seconds, id) {
+  select(id);
+  hideLinkField();
+  if (current?.kind === "video") {
+    player.pause();
+    player.currentTime = Math.min(seconds, player.duration || seconds);
+    if (!player.readyState) player.addEventListener("loadedmetadata", () => (player.currentTime = seconds), { once: true });
+  }
+  markFrame(seconds);
+  panel.scrollIntoView({ block: "nearest" });
+}
+
+/** The link field gives its place to the frames once its link was asked about. */
+export const hideLinkField = () => panel.classList.add("asked");
+export const showLinkField = () => panel.classList.remove("asked");
+
+/** Show the frames of one answer, and those of no other. */
+export function showStrip(token) {
+  for (const strip of strips.querySelectorAll(".strip")) strip.hidden = strip.dataset.token !== token;
+  strips.classList.toggle("has-strip", Boolean(strips.querySelector(".strip:not([hidden])")));
+  markFrame(player.currentTime || 0);
+}
+
+function remember(item) {
+  const known = [...items.values()].find((other) => other.file ? other.file === item.file : other.url === item.url);
+  if (known) return known;
+  const kept = { ...item, id: String(items.size + 1) };
+  items.set(kept.id, kept);
+  return kept;
+}
+
+function show(item) {
+  current = item;
+  panel.dataset.state = item?.kind ?? "empty";
+  panel.classList.remove("unplayable", "asked");
+  setFile(item?.file ?? null);
+  if (item?.kind !== "link") linkInput.value = "";
+  else if (linkInput.value !== item.url) linkInput.value = item.url;
+  setSource(player, item?.kind === "video" ? item.url : null);
+  setSource(picture, item?.kind === "picture" ? item.url : null);
+  linkedFrame.hidden = true;
+  document.getElementById("linked-host").textContent = item?.kind === "link" ? (parse(item.url)?.host ?? "") : "";
+  document.getElementById("media-name").textContent = item?.name ?? "";
+  describe();
+  showStrip("");
+  document.dispatchEvent(new CustomEvent("media:change", { detail: item }));
+}
+
+function setSource(element, url) {
+  if (element.getAttribute("src") === url) return;
+  if (url) element.src = url;
+  else {
+    element.removeAttribute("src");
+    element.load?.();
+  }
+}
+
+/** Make the file field hold `file`, however it was chosen, so that the form sends what the stage shows. */
+function setFile(file) {
+  if (fileInput.files[0] === file) return;
+  const transfer = new DataTransfer();
+  if (file) transfer.items.add(file);
+  fileInput.files = transfer.files;
+}
+
+function describe() {
+  const facts = [];
+  if (current?.file) facts.push(formatBytes(current.file.size));
+  if (current?.kind === "video" && player.duration && isFinite(player.duration)) {
+    facts.push(`${player.duration.toFixed(1)} s`, `${player.videoWidth} × ${player.videoHeight}`);
+  }
+  document.getElementById("media-detail").textContent = facts.join(" · ");
+}
+
+/** Mark the frame that the model saw at or just before a time; where nothing plays, show it. */
+function markFrame(seconds) {
+  const buttons = [...strips.querySelectorAll(".strip:not([hidden]) .frame")];
+  if (!buttons.length) return;
+  const index = Math.max(0, buttons.findLastIndex((button) => Number(button.dataset.seconds) <= seconds + 0.05));
+  buttons.forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
+  keepInView(buttons[index]);
+  if (current?.kind === "link") {
+    linkedFrame.src = buttons[index].querySelector("img").src;
+    linkedFrame.hidden = false;
+  }
+}
+
+function keepInView(button) {
+  const list = button.closest(".frames");
+  const left = button.offsetLeft - list.offsetLeft;
+  if (left < list.scrollLeft || left + button.offsetWidth > list.scrollLeft + list.clientWidth) {
+    list.scrollLeft = left - list.clientWidth / 2 + button.offsetWidth / 2;
+  }
+}
+
+const parse = (url) => (URL.canParse(url) ? new URL(url) : null);
+
+function nameOf(url) {
+  const parsed = parse(url);
+  return parsed?.pathname.split("/").pop() || parsed?.host || url.slice(0, 40);
+}
+
+export function formatBytes(bytes) {
+  const units = ["bytes", "KB", "MB", "GB"];
+  let power = 0;
+  while (bytes >= 1024 && power < 3) {
+    bytes /= 1024;
+    power += 1;
+  }
+  return `${power && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${units[power]}`;
+}
+
+fileInput.addEventListener("change", () => {
+  if (fileInput.files.length) chooseFile(fileInput.files[0]);
+  else setFile(current?.file ?? null); // the chooser was cancelled
+});
+linkInput.addEventListener("input", () => {
+  const url = linkInput.value.trim();
+  if (url) chooseLink(url);
+  else if (current?.kind === "link") clear();
+});
+player.addEventListener("loadedmetadata", describe);
+player.addEventListener("timeupdate", () => markFrame(player.currentTime));
+for (const element of [player, picture]) {
+  element.addEventListener("error", () => element.getAttribute("src") && panel.classList.add("unplayable"));
+}

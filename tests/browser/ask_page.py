@@ -1,0 +1,147 @@
+"""Drives the page as a person would, and watches what goes wrong behind it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
+from support import ROOT
+
+ANSWER_MS = 30_000
+SAMPLES_DIR = ROOT / "static" / "samples"
+SAMPLES = json.loads((SAMPLES_DIR / "samples.json").read_text())
+
+
+@dataclass
+class Watch:
+    """What a page must not do: log errors, break its content policy, or ask another host."""
+
+    origin: str
+    faults: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+
+    def console(self, message: ConsoleMessage) -> None:
+        """An error that nobody expected is a fault."""
+        if message.type == "error" and not any(text in message.text for text in self.expected):
+            self.faults.append(f"console: {message.text}")
+
+    def request(self, request: Request) -> None:
+        """So is a request to another host."""
+        if not request.url.startswith((f"{self.origin}/", f"blob:{self.origin}/", "data:")):
+            self.faults.append(f"request to {request.url}")
+
+
+class AskPage:
+    """The page in a browser."""
+
+    def __init__(self, page: Page, base: str) -> None:
+        self.page = page
+        self.base = base
+        self.watch = Watch(base)
+        page.on("console", self.watch.console)
+        page.on("pageerror", lambda error: self.watch.faults.append(f"script: {error}"))
+        page.on("request", self.watch.request)
+        page.goto(base)
+
+    def expect_status(self, status: int) -> None:
+        """The browser will log this status as an error; that is what the test is about."""
+        self.watch.expected += [f"status of {status}", f"Status Error Code {status}"]
+
+    @property
+    def answers(self) -> Locator:
+        """The cards, newest first."""
+        return self.page.locator("#answers .answer")
+
+    @property
+    def latest(self) -> Locator:
+        """The newest card."""
+        return self.answers.first
+
+    @property
+    def frames(self) -> Locator:
+        """The buttons of the strip that is shown."""
+        return self.page.locator(".strip:visible .frame")
+
+    def choose_sample(self, name: str) -> None:
+        """Click a sample and wait until it can be played."""
+        self.page.locator(f'.sample[data-name="{name}.mp4"]').click()
+        self.wait_for_player()
+
+    def choose_file(self, name: str, content: bytes, mime_type: str = "video/mp4") -> None:
+        """Choose a file that holds ``content``."""
+        self.page.set_input_files("#video", {"name": name, "mimeType": mime_type, "buffer": content})
+
+    def wait_for_player(self) -> None:
+        """Wait until the preview has its first frame."""
+        self.wait_until("() => document.getElementById('player').readyState >= 2")
+
+    def ask(self, question: str = "What happens in this video?", **settings: float) -> None:
+        """Type a question, fill in settings, press the button.  Greedy unless told otherwise."""
+        settings = {"temperature": 0, **settings}
+        if not self.page.locator("#settings").evaluate("details => details.open"):
+            self.page.click("#settings summary")
+        for name, value in settings.items():
+            self.page.fill(f"#{name}", str(value))
+        self.page.fill("#prompt", question)
+        self.page.click("#ask-button")
+
+    def wait_until_done(self) -> str:
+        """Wait for the end of the newest answer; its text."""
+        expect(self.latest).to_have_attribute("data-state", "done", timeout=ANSWER_MS)
+        return self.text()
+
+    def text(self) -> str:
+        """What the newest answer says so far."""
+        return self.latest.locator(".answer-text").inner_text()
+
+    def player_seconds(self) -> float:
+        """Where the preview stands."""
+        return float(self.page.evaluate("document.getElementById('player').currentTime"))
+
+    def wait_until_seeked(self, seconds: float) -> None:
+        """Wait until the preview stands at a time."""
+        script = "t => Math.abs(document.getElementById('player').currentTime - t) < 0.06"
+        self.wait_until(script, seconds)
+
+    def wait_until(self, script: str, argument: object = None) -> None:
+        """Wait until a function in the page is true.  (Playwright's own needs eval, which the page's policy forbids.)"""
+        deadline = time.monotonic() + ANSWER_MS / 1000
+        while not self.page.evaluate(script, argument):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            self.page.wait_for_timeout(20)
+
+    def scrolls_sideways(self) -> bool:
+        """Whether the page is wider than its window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+    def server_is_idle_within(self, seconds: float) -> bool:
+        """Whether no request is open on the server before the time is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._health()["queue"]["num_open"] == 0:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.base}/v1/health/detailed", timeout=10) as response:
+            return dict(json.load(response))
+
+
+OpenPage = Callable[..., AskPage]
+"""Opens the page in a fresh browser profile; takes what Playwright's ``new_context`` takes."""
+
+
+def clip_bytes(name: str) -> bytes:
+    """A sample clip's file."""
+    return (SAMPLES_DIR / f"{name}.mp4").read_bytes()
+
+
+def padded(clip: bytes, num_bytes: int) -> bytes:
+    """The same clip as a larger file: MP4 skips a box named ``free``."""
+    return clip + (num_bytes + 8).to_bytes(4, "big") + b"free" + bytes(num_bytes)

@@ -1,0 +1,56 @@
+"""A real headless Chromium on a real server.  ``TRU_CHROMIUM`` names the browser; else it is looked for on PATH."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ask_page import AskPage, OpenPage
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from support import Server, require
+
+_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+_FLAGS += ["--disable-component-update", "--disable-sync"]
+_DESKTOP = {"width": 1280, "height": 900}
+
+
+def _chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("TRU_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for the session."""
+    executable = _chromium()
+    require(executable, "Chromium (apt-get install chromium, or set TRU_CHROMIUM)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: Server) -> Iterator[OpenPage]:
+    """Opens the page in a fresh profile; at the end of the test, it must have behaved."""
+    opened: list[tuple[BrowserContext, AskPage]] = []
+
+    def open_(**options: Any) -> AskPage:
+        context = browser.new_context(**{"viewport": _DESKTOP, "reduced_motion": "reduce", **options})
+        page = AskPage(context.new_page(), server.base)
+        opened.append((context, page))
+        return page
+
+    yield open_
+    for context, page in opened:
+        context.close()
+        assert page.watch.faults == []
+
+
+@pytest.fixture
+def ask_page(open_page: OpenPage) -> AskPage:
+    """The page on a desktop."""
+    return open_page()
