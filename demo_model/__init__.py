@@ -1,4 +1,6 @@
-"""The bundled demo model: its clip generator, its training code, its weights and its score. Knows nothing of the server."""
+"""The bundled demo model: its clip generator, its training code, its weights and its score. Knows nothing of the
+server.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Draws and encodes the clips that the demo model knows: coloured shapes that do one thing, or one thing after another.
 
-Everything here is a pure function of a `ClipSpec`, which is also the ground truth of the clip. `clip_spec(seed)` makes a
+Everything here is a pure function of a `ClipSpec`, which is also the ground truth of the clip.
+`clip_spec(seed)` makes a
 random one; tests and sample clips can write their own::
 
     spec = ClipSpec(events=(Event("red", "circle", "moves left"), Event("blue", "star", "blinks")), switch_seconds=3.0)
@@ -43,7 +44,15 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "moves down": (0, 1),
 }
 
-RESOLUTIONS: tuple[tuple[int, int], ...] = ((320, 240), (640, 480), (426, 240), (640, 360), (1280, 720), (256, 256), (240, 320))
+RESOLUTIONS: tuple[tuple[int, int], ...] = (
+    (320, 240),
+    (640, 480),
+    (426, 240),
+    (640, 360),
+    (1280, 720),
+    (256, 256),
+    (240, 320),
+)
 RESOLUTION_WEIGHTS = (0.32, 0.32, 0.08, 0.08, 0.05, 0.08, 0.07)
 SOURCE_FPS: tuple[float, ...] = (10.0, 12.0, 15.0, 24.0, 25.0, 30000 / 1001, 30.0, 60.0)
 PRESETS = ("ultrafast", "veryfast", "medium")
@@ -52,7 +61,8 @@ MIN_CONTRAST = 130.0  # least RGB distance between an object and its background
 
 @dataclass(frozen=True)
 class Event:
-    """One object doing one action. Lengths are fractions of the frame (x, travel in x: of its width; the rest: of its height).
+    """One object doing one action. Lengths are fractions of the frame (x, travel in x: of its width; the rest: of
+    its height).
 
     colour, shape, action: names out of COLOURS, SHAPES, ACTIONS; ValueError otherwise.
     rgb: exact colour; None takes the first typical value of the name.
@@ -90,7 +100,8 @@ class Event:
 class ClipSpec:
     """A whole clip: what happens (the truth) and how it looks.
 
-    events: one or two; at `switch_seconds` (default: half of the clip) the first object vanishes and the second appears.
+    events: one or two; at `switch_seconds` (default: half of the clip) the first object vanishes and the second
+    appears.
     background: RGB at both ends of a linear gradient that runs at `gradient_degrees`.
     noise: standard deviation of the sensor noise in 8-bit levels.
     crf, preset: libx264 settings. seed: of the noise only.
@@ -132,7 +143,9 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class ObjectState:
-    """The object at one instant: its event, whether it is on, centre (fractions of width, height), diameter (of height)."""
+    """The object at one instant: its event, whether it is on, centre (fractions of width, height), diameter (of
+    height).
+    """
 
     event_index: int
     visible: bool
@@ -204,17 +217,22 @@ def _backdrop(spec: ClipSpec, height: int, width: int) -> NDArray[np.int16]:
     along = xs / max(width - 1, 1) * math.cos(angle) + ys / max(height - 1, 1) * math.sin(angle)
     along = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
     first, second = (np.array(colour, dtype=np.float64) for colour in spec.background)
-    return np.rint(first + along[..., None] * (second - first)).astype(np.int16)
+    scene: NDArray[np.int16] = np.rint(first + along[..., None] * (second - first)).astype(np.int16)
+    return scene
 
 
 @lru_cache(maxsize=4)
 def _noise_tile(spec: ClipSpec, height: int, width: int) -> NDArray[np.int16]:
     """Noise somewhat larger than the frame, so that each frame can cut another part: (h + 32, w + 32, 3)."""
     rng = np.random.default_rng(spec.seed)
-    return np.rint(rng.standard_normal((height + 32, width + 32, 3), dtype=np.float32) * spec.noise).astype(np.int16)
+    noise = rng.standard_normal((height + 32, width + 32, 3), dtype=np.float32) * spec.noise
+    tile: NDArray[np.int16] = np.rint(noise).astype(np.int16)
+    return tile
 
 
-def render_frame(spec: ClipSpec, seconds: float, height: int | None = None, width: int | None = None) -> NDArray[np.uint8]:
+def render_frame(
+    spec: ClipSpec, seconds: float, height: int | None = None, width: int | None = None
+) -> NDArray[np.uint8]:
     """The picture at a time, at any size (default: the clip's own): uint8 RGB (h, w, 3)."""
     height, width = height or spec.height, width or spec.width
     frame = _backdrop(spec, height, width).copy()
@@ -228,7 +246,9 @@ def render_frame(spec: ClipSpec, seconds: float, height: int | None = None, widt
 
 
 def encode(spec: ClipSpec, path: str | Path) -> Path:
-    """Writes the clip as an H.264 file (container by suffix, mp4 as a rule) and returns its path. Width and height must be even."""
+    """Writes the clip as an H.264 file (container by suffix, mp4 as a rule) and returns its path. Width and height
+    must be even.
+    """
     import av
 
     path = Path(path)
@@ -313,7 +333,9 @@ def _has_contrast(events: tuple[Event, ...], background: tuple[Rgb, Rgb]) -> boo
     return all(math.dist(event.fill, colour) >= MIN_CONTRAST for event in events for colour in background)
 
 
-def _draft(rng: np.random.Generator, num_events: int, seconds: float, width: int, height: int, fps: float, seed: int) -> ClipSpec:
+def _draft(
+    rng: np.random.Generator, *, num_events: int, seconds: float, width: int, height: int, fps: float, seed: int
+) -> ClipSpec:
     """One random clip, not yet checked."""
     switch = float(rng.uniform(1.0, max(seconds - 1.0, 1.0))) if num_events == 2 else None
     spans = (seconds,) if switch is None else (switch, seconds - switch)
@@ -343,18 +365,17 @@ def clip_spec(
     fps: float | None = None,
 ) -> ClipSpec:
     """The random clip of a seed: the same on every call. What is not given (number of events, length 2 to 20 s, (width,
-    height), frames per second) is drawn. The action can be seen at two sampled frames a second."""
+    height), frames per second) is drawn. The action can be seen at two sampled frames a second.
+    """
     rng = np.random.default_rng(seed)
     num_events = num_events or int(rng.integers(1, 3))
     seconds = duration_seconds or float(rng.uniform(2.0, 20.0))
     width, height = resolution or RESOLUTIONS[int(rng.choice(len(RESOLUTIONS), p=RESOLUTION_WEIGHTS))]
     fps = fps or float(rng.choice(SOURCE_FPS))
     while True:
-        spec = _draft(rng, num_events, seconds, width, height, fps, seed)
+        spec = _draft(rng, num_events=num_events, seconds=seconds, width=width, height=height, fps=fps, seed=seed)
         first, last = spec.events[0], spec.events[-1]
         differ = num_events == 1 or (first.colour, first.shape) != (last.colour, last.shape)
         times = [index / fps for index in sampled_indices(spec.num_frames, fps)]
         if differ and _has_contrast(spec.events, spec.background) and is_observable(spec, times):
             return spec
-
-

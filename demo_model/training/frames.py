@@ -16,7 +16,9 @@ MAX_PIXELS = 16384
 
 
 def target_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which the model sees a frame: multiples of 32 within MIN_PIXELS..MAX_PIXELS (Qwen's smart_resize)."""
+    """(height, width) at which the model sees a frame: multiples of 32 within MIN_PIXELS..MAX_PIXELS (Qwen's
+    smart_resize).
+    """
     new_h, new_w = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width))
     if new_h * new_w > MAX_PIXELS:
         beta = math.sqrt(height * width / MAX_PIXELS)
@@ -32,12 +34,16 @@ def resized(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     if frames.shape[1:3] == (height, width):
         return frames
     tensor = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-    scaled = torch.nn.functional.interpolate(tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    scaled = torch.nn.functional.interpolate(
+        tensor, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )
     return scaled.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def patches(pairs: torch.Tensor) -> torch.Tensor:
-    """Pairs of frames (b, 2, h, w, 3) uint8 to the vision tower's input (b * h/16 * w/16, 1536) float32, merge blocks adjacent."""
+    """Pairs of frames (b, 2, h, w, 3) uint8 to the vision tower's input (b * h/16 * w/16, 1536) float32, merge
+    blocks adjacent.
+    """
     b, t, h, w, c = pairs.shape
     values = (pairs.float() - 127.5) / 127.5
     values = values.view(b, t, h // FACTOR, MERGE, PATCH, w // FACTOR, MERGE, PATCH, c)

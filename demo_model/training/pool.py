@@ -1,6 +1,7 @@
 """Stage 0: renders the training clips once, as the model will see them (small uint8 frames), and stores them in shards.
 
-Part of the clips goes through real H.264; the rest is drawn at the frame's final size or resized, half of it through JPEG.
+Part of the clips goes through real H.264; the rest is drawn at the frame's final size or resized, half of it
+through JPEG.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from demo_model.generator import ClipSpec, clip_spec, encode, is_observable, render_frame, sampled_indices
+from demo_model.generator import ClipSpec, clip_spec, encode, is_observable, object_state, render_frame, sampled_indices
 from demo_model.training.frames import resized, target_size
 
 TRAIN_SEED = 1_000_000_000  # training seeds start here; scores and tests use smaller ones
 ODD_RESOLUTIONS = ((64, 64), (96, 96), (160, 120), (128, 64), (300, 300), (180, 320), (352, 288))
+ENCODED_RESOLUTIONS = ((320, 240), (640, 480), (256, 256), (240, 320), (426, 240))
 CHEAP_FPS = (8.0, 10.0, 12.0, 15.0)  # real encodes cost by the frame
 ENCODED_SHARE = 0.22
 
 
 @dataclass(frozen=True)
 class PoolClip:
-    """What the model sees of a clip. indices: frame numbers in the source, one per frame; frames: (n, h, w, 3) uint8."""
+    """What the model sees of a clip. indices: frame numbers in the source, one per frame; frames: (n, h, w, 3)
+    uint8.
+    """
 
     spec: ClipSpec
     kind: str  # "video" or "image"
@@ -112,8 +116,6 @@ def encoded_frames(spec: ClipSpec, indices: tuple[int, ...]) -> NDArray[np.uint8
 
 def _image_clip(rng: np.random.Generator, spec: ClipSpec) -> PoolClip:
     """A still (or a video of one frame): the same visible frame twice."""
-    from demo_model.generator import object_state
-
     visible = [i for i in range(spec.num_frames) if object_state(spec, i / spec.fps).visible]
     index = int(rng.choice(visible))
     frames = _draw_frames(rng, spec, (index,))
@@ -127,7 +129,7 @@ def build_clip(seed: int) -> PoolClip:
     is_encoded, is_image = rng.random() < ENCODED_SHARE, rng.random() < 0.05
     resolution = ODD_RESOLUTIONS[int(rng.integers(len(ODD_RESOLUTIONS)))] if rng.random() < 0.06 else None
     if is_encoded:
-        resolution = resolution or ((320, 240), (640, 480), (256, 256), (240, 320), (426, 240))[int(rng.choice(5, p=(0.52, 0.18, 0.1, 0.1, 0.1)))]
+        resolution = resolution or ENCODED_RESOLUTIONS[int(rng.choice(5, p=(0.52, 0.18, 0.1, 0.1, 0.1)))]
     longest = 8.0 if is_encoded else 20.0
     spec = clip_spec(
         TRAIN_SEED + seed,
@@ -166,4 +168,5 @@ def build_pool(folder: Path, num_clips: int, shard_size: int = 250, processes: i
 
 def load_shard(path: Path) -> list[PoolClip]:
     """The clips of a shard that build_pool wrote."""
-    return pickle.loads(path.read_bytes())
+    clips: list[PoolClip] = pickle.loads(path.read_bytes())  # noqa: S301 - our own file of a moment ago
+    return clips
