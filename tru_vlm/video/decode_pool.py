@@ -1,17 +1,15 @@
 """The pool runs decode processes and kills them when it must; it never looks into a file and holds no frames.
 
-One slot holds one process.  Whatever goes wrong with a file (crash, hang, memory) ends that slot's process and that
-request; the slot gets a new process and the others notice nothing.  A cancelled await kills at once.
+One slot holds one process, a fork of the nursery's template.  Whatever goes wrong with a file (crash, hang, memory)
+ends that slot's process and that request; the slot gets a new process and the others notice nothing.  A cancelled
+await kills at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import signal
-import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
@@ -23,15 +21,17 @@ from typing import Any
 
 import tru_vlm
 from tru_vlm.types import MediaKind
+from tru_vlm.video.decode_nursery import Nursery
+from tru_vlm.video.decode_process import DecodeProcess, DiedBeforeError, PoolStartError
 from tru_vlm.video.failures import DecodeFailure
 from tru_vlm.video.media import EffectiveSampling, MediaProbe, ReaderName, SampledInfo
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 300.0
-"""Longest start of a process; importing the libraries takes seconds, and much longer on a starved machine."""
+__all__ = ["DecodePool", "DecodePoolStats", "PoolStartError"]
 
-MAX_ANSWER_BYTES = 16 << 20
+CLOSE_SECONDS = 10.0
+"""How long killed processes may take to be gone before their template is killed too."""
 INHERITED_VARIABLES = (
     "PATH",
     "HOME",
@@ -44,11 +44,8 @@ INHERITED_VARIABLES = (
 )
 """What a decode process sees of the environment: no keys, no proxies."""
 
-_FILE_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP})
-
-
-class PoolStartError(RuntimeError):
-    """No decode process can be started; the text says why."""
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""The template forks, which copies one thread only: no library may start others in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,8 @@ class DecodePool:
         self._max_source_pixels = max_source_pixels
         threads = num_threads or max(1, _num_cores() // processes)
         self._cpu_seconds = timeout_seconds * (threads + 1)
-        self._arguments = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads), "--reader", reader)
+        arguments = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads), "--reader", reader)
+        self._nursery = Nursery(arguments, _environment())
         self._slots = [_Slot(self) for _ in range(processes)]
         self._free = deque(self._slots)
         self._gate = asyncio.Semaphore(processes)
@@ -132,12 +130,20 @@ class DecodePool:
         for slot in self._slots:
             slot.discard()
         while self._endings:
-            await asyncio.gather(*self._endings, return_exceptions=True)
+            done, _ = await asyncio.wait(self._endings, timeout=CLOSE_SECONDS)
+            if not done:
+                self._nursery.kill()
+        await self._nursery.close()
 
     @property
     def is_closed(self) -> bool:
         """Whether :meth:`close` has begun."""
         return self._is_closed
+
+    @property
+    def template_pid(self) -> int | None:
+        """Process id of the process that the others are forks of, when it is ready."""
+        return self._nursery.pid
 
     def pids(self) -> list[int]:
         """Process ids of the processes that are ready."""
@@ -213,7 +219,7 @@ class DecodePool:
     async def _ask_slot(self, slot: _Slot, message: dict[str, Any]) -> dict[str, Any]:
         try:
             return await self._try_slot(slot, message)
-        except _DiedBeforeError:  # killed while it was idle: not this file's doing
+        except DiedBeforeError:  # killed while it was idle: not this file's doing
             return await self._try_slot(slot, message)
 
     async def _try_slot(self, slot: _Slot, message: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +240,7 @@ class DecodePool:
             slot.discard()
             raise
 
-    async def _living(self, slot: _Slot) -> _Child:
+    async def _living(self, slot: _Slot) -> DecodeProcess:
         if self._is_closed:
             raise DecodeFailure("internal", "the decode pool is closed")
         try:
@@ -242,24 +248,18 @@ class DecodePool:
         except PoolStartError as error:
             raise DecodeFailure("internal", "no decode process can be started", cause=str(error)) from error
 
-    async def spawn(self) -> _Child:
-        """A new process that has loaded its libraries; for the slots.
+    async def spawn(self) -> DecodeProcess:
+        """A new process that is ready to work; for the slots.
 
         Raises:
             PoolStartError: it says, or its end says, that it cannot work.
         """
         self._num_started += 1
-        child = await _Child.spawn(self._arguments)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                greeting = await child.greeting()
-        except BaseException:
-            await asyncio.shield(self.end(child))
-            raise
+        child, greeting = await self._nursery.child()
         self._decoder, self._decoder_states = greeting["decoder"], greeting["states"]
         return child
 
-    def end(self, child: _Child) -> asyncio.Task[None]:
+    def end(self, child: DecodeProcess) -> asyncio.Task[None]:
         """Kill a process now; the task is done when it is gone."""
         child.kill()
         return self.keep(asyncio.get_running_loop().create_task(child.wait_end()))
@@ -276,15 +276,15 @@ class _Slot:
 
     def __init__(self, pool: DecodePool) -> None:
         self._pool = pool
-        self._child: _Child | None = None
-        self._start: asyncio.Task[_Child] | None = None
+        self._child: DecodeProcess | None = None
+        self._start: asyncio.Task[DecodeProcess] | None = None
 
     @property
     def pid(self) -> int | None:
         """The process's id, if it is ready."""
         return self._child.pid if self._child is not None and self._child.is_alive else None
 
-    async def child(self) -> _Child:
+    async def child(self) -> DecodeProcess:
         """The slot's process, started when there is none.
 
         Raises:
@@ -311,14 +311,14 @@ class _Slot:
         elif self._start is not None and self._pool.is_closed:
             self._start.cancel()
 
-    def _begin(self) -> asyncio.Task[_Child]:
+    def _begin(self) -> asyncio.Task[DecodeProcess]:
         loop = asyncio.get_running_loop()
         self._start = start = loop.create_task(self._pool.spawn())
         start.add_done_callback(self._started)
         self._pool.keep(loop.create_task(_settled(start)))
         return start
 
-    def _started(self, start: asyncio.Task[_Child]) -> None:
+    def _started(self, start: asyncio.Task[DecodeProcess]) -> None:
         self._start = None
         if start.cancelled():
             return
@@ -331,136 +331,8 @@ class _Slot:
             self._child = start.result()
 
 
-async def _settled(task: asyncio.Task[_Child]) -> None:
+async def _settled(task: asyncio.Task[DecodeProcess]) -> None:
     await asyncio.wait([task])
-
-
-class _DiedBeforeError(Exception):
-    """The process was gone before it accepted the request."""
-
-
-class _Child:
-    """One decode process and its socket."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self._is_broken = False
-
-    @classmethod
-    async def spawn(cls, arguments: tuple[str, ...]) -> _Child:
-        """Start a process; it greets when its libraries are loaded."""
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "tru_vlm.video.decode_child",
-                    *("--fd", str(theirs.fileno()), "--parent-pid", str(os.getpid()), *arguments),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # Ctrl-C is for the server, which drains first
-                    cwd="/",
-                    env=_environment(),
-                )
-            reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_ANSWER_BYTES)
-        except BaseException:
-            ours.close()
-            raise
-        return cls(process, reader, writer)
-
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process can take a request, as far as the loop knows."""
-        return self._process.returncode is None and not self._is_broken
-
-    async def greeting(self) -> dict[str, Any]:
-        """The first message: which decoder was loaded.
-
-        Raises:
-            PoolStartError: it cannot work, or ended.
-        """
-        message = await self._receive()
-        if message is None:
-            raise PoolStartError(f"a decode process ended at its start with exit status {await self._process.wait()}")
-        if not message.get("ready"):
-            raise PoolStartError(str(message.get("reason")))
-        return message
-
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its result.
-
-        Raises:
-            DecodeFailure: the answer is an error, or the process ended over it.
-            _DiedBeforeError: the process was gone already.
-        """
-        if not await self._deliver(request):
-            self._is_broken = True
-            raise _DiedBeforeError
-        answer = await self._receive()
-        if answer is None:
-            self._is_broken = True
-            raise _ending(await self._process.wait())
-        if "error" in answer:
-            error = answer["error"]
-            # After a fault of its own, or out of memory, the process ends: do not give it another file.
-            self._is_broken = error["code"] in ("internal", "decode_memory")
-            raise DecodeFailure(error["code"], error["detail"], stage=error["stage"], cause=error["cause"])
-        result: dict[str, Any] = answer["result"]
-        return result
-
-    async def _deliver(self, request: dict[str, Any]) -> bool:
-        """Whether the process accepted the request."""
-        try:
-            self._writer.write(json.dumps(request).encode() + b"\n")
-            await self._writer.drain()
-        except ConnectionError:
-            return False
-        return await self._receive() == {"accepted": request["id"]}
-
-    async def _receive(self) -> dict[str, Any] | None:
-        """The next message; None when the process has ended."""
-        try:
-            line = await self._reader.readline()
-        except ConnectionError:
-            return None
-        if not line.endswith(b"\n"):
-            return None
-        message: dict[str, Any] = json.loads(line)
-        return message
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._is_broken = True
-        self._writer.close()
-        try:
-            self._process.kill()
-        except ProcessLookupError:
-            return
-
-    async def wait_end(self) -> None:
-        """Wait until a killed process is gone."""
-        await self._process.wait()
-
-
-def _ending(status: int) -> DecodeFailure:
-    """What the end of a process in the middle of a file means."""
-    if -status in _FILE_SIGNALS:
-        return DecodeFailure("decoder_crashed", cause=f"signal {-status}")
-    if -status == signal.SIGXCPU:
-        return DecodeFailure("decode_timeout", cause="CPU time limit")
-    return DecodeFailure("internal", "a decode process was ended from outside", cause=f"exit status {status}")
 
 
 def _environment() -> dict[str, str]:
@@ -468,7 +340,8 @@ def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
     root = str(Path(tru_vlm.__file__).resolve().parents[1])
     path = os.pathsep.join(dict.fromkeys([root, *(entry for entry in sys.path if entry)]))
-    return {**kept, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    python = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **python, **SINGLE_THREADED}
 
 
 def _num_cores() -> int:
