@@ -136,6 +136,16 @@ def test_a_stop_lets_running_answers_end_and_leaves_no_process(
     assert "Ask a video a question" in server.log.read_text()
 
 
+def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(family) >= 4
+    server.process.kill()
+    server.process.wait(TIMEOUT)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, alive
+
+
 def test_a_worker_that_dies_takes_only_its_own_requests_and_comes_back(clips: dict[str, Path], tmp_path: Path) -> None:
     server = start_server(tmp_path)
     try:

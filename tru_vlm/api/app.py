@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -46,9 +47,11 @@ class VideoServer(WorkerServer):
         """Start and stop what lives in the HTTP process."""
         async with super().lifespan(app):
             await self.context.service.start()
+            orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
                 yield
             finally:
+                orphan_watch.cancel()
                 await self.context.service.close()
 
 

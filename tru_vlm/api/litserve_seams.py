@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
+_ORPHAN_CHECK_SECONDS = 1.0
 
 
 class StartError(RuntimeError):
@@ -134,6 +137,17 @@ class WorkerServer(litserve.LitServer):
             worker.join()
         if self.transport_config.manager is not None:
             self.transport_config.manager.shutdown()
+
+    async def end_with_parent(self) -> None:
+        """In the HTTP process: drain and stop when the parent was killed and cannot tell anybody any more."""
+        parent = os.getppid()
+        manager = self.transport_config.manager._process.pid
+        while os.getppid() == parent:  # noqa: ASYNC110 - nothing sets an event when a parent dies
+            await asyncio.sleep(_ORPHAN_CHECK_SECONDS)
+        logger.error("the main process is gone; stopping")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(manager, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _drop_own_routes(self) -> None:
         """Remove LitServe's and FastAPI's pages that ours replace; the first registered would win otherwise."""

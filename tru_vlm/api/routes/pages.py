@@ -101,7 +101,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
     @router.get("/", response_class=HTMLResponse)
     async def index() -> Response:
         """The page."""
-        return HTMLResponse(page, headers=SECURITY_HEADERS)
+        return HTMLResponse(page, headers={**SECURITY_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
