@@ -233,7 +233,7 @@ def main() -> None:
         print(f"{name}: {state}")
     print(f"ffmpeg: {shutil.which('ffmpeg') or 'not installed'}; load average {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or Path(scratch)
+        folder = (options.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for clip in (c for c in CLIPS if c.name in options.clips.split(",")):
             path = make_clip(folder, clip)

@@ -11,6 +11,7 @@ const answers = document.getElementById("answers");
 const streams = new Map(); // URL -> EventSource, so that Stop can close one before or after it has opened
 
 let asked = null; // the media of the question that is being sent
+let hadFocusOnStop = false; // so that the keyboard's place is not lost when the button goes
 
 const template = (id) => document.getElementById(id).content.cloneNode(true);
 const runningCard = () => answers.querySelector('[data-state="running"]');
@@ -154,6 +155,9 @@ htmx.createEventSource = (url) => {
   streams.set(url, stream);
   return stream;
 };
+document.addEventListener("htmx:sseBeforeMessage", () => {
+  hadFocusOnStop = document.activeElement?.id === "stop";
+});
 document.addEventListener("htmx:sseClose", ({ target }) => {
   const failure = target.querySelector(".failure");
   if (failure?.dataset.field) fieldOf(failure.dataset.field)?.setAttribute("aria-invalid", "true");
@@ -166,6 +170,7 @@ document.addEventListener("htmx:sseError", ({ target }) => {
 
 /** End an answer from this side: close its stream, keep its text, and say why in its last line. */
 function end(card, state, lastLine) {
+  hadFocusOnStop = document.activeElement?.id === "stop";
   streams.get(card.getAttribute("sse-connect"))?.close();
   card.querySelector(".answer-end").replaceChildren(lastLine);
   finish(card, state);
@@ -175,6 +180,8 @@ function finish(card, state) {
   streams.delete(card.getAttribute("sse-connect"));
   card.dataset.state = state;
   card.querySelector(".answer-text").setAttribute("aria-busy", "false");
+  if (hadFocusOnStop) card.querySelector(".card-actions :is(.copy, .again)")?.focus();
+  hadFocusOnStop = false;
   showBusy();
 }
 

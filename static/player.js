@@ -110,7 +110,10 @@ function markFrame(seconds) {
   const buttons = [...strips.querySelectorAll(".strip:not([hidden]) .frame")];
   if (!buttons.length) return;
   const index = Math.max(0, buttons.findLastIndex((button) => Number(button.dataset.seconds) <= seconds + 0.05));
-  buttons.forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
+  buttons.forEach((button, i) => {
+    button.ariaCurrent = i === index ? "true" : null;
+    button.tabIndex = i === index ? 0 : -1; // one stop for Tab; the arrow keys do the rest
+  });
   keepInView(buttons[index]);
   if (current?.kind === "link") {
     linkedFrame.src = buttons[index].querySelector("img").src;
@@ -151,6 +154,14 @@ linkInput.addEventListener("input", () => {
   const url = linkInput.value.trim();
   if (url) chooseLink(url);
   else if (current?.kind === "link") clear();
+});
+strips.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+  const next = step && event.target.closest(".frame")?.[step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+  next.click();
 });
 player.addEventListener("loadedmetadata", describe);
 player.addEventListener("timeupdate", () => markFrame(player.currentTime));

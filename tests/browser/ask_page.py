@@ -7,7 +7,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
 from support import ROOT
@@ -109,28 +108,24 @@ class AskPage:
         self.wait_until(script, seconds)
 
     def wait_until(self, script: str, argument: object = None) -> None:
-        """Wait until a function in the page is true.  (Playwright's own needs eval, which the page's policy forbids.)"""
-        deadline = time.monotonic() + ANSWER_MS / 1000
-        while not self.page.evaluate(script, argument):
-            assert time.monotonic() < deadline, f"never true: {script}"
+        """Wait until a function in the page is true (Playwright's own needs eval, which the page forbids)."""
+        self.wait_for(lambda: self.page.evaluate(script, argument))
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = ANSWER_MS / 1000) -> None:
+        """Wait until something is true, in the page or behind it."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it never became true"
             self.page.wait_for_timeout(20)
 
     def scrolls_sideways(self) -> bool:
         """Whether the page is wider than its window."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
-    def server_is_idle_within(self, seconds: float) -> bool:
-        """Whether no request is open on the server before the time is over."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._health()["queue"]["num_open"] == 0:
-                return True
-            time.sleep(0.05)
-        return False
-
-    def _health(self) -> dict[str, Any]:
+    def num_open_requests(self) -> int:
+        """How many requests the server works on."""
         with urllib.request.urlopen(f"{self.base}/v1/health/detailed", timeout=10) as response:
-            return dict(json.load(response))
+            return int(json.load(response)["queue"]["num_open"])
 
 
 OpenPage = Callable[..., AskPage]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engine_helpers import drive, image, request, video
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tru_vlm.processor.patches import patchify
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
@@ -18,8 +18,12 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint):
-    return AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
+def reference(model, checkpoint):
+    """Transformers' own modules with the engine's weights."""
+    config = AutoConfig.from_pretrained(checkpoint)
+    reference = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    reference.load_state_dict(model.state_dict())
+    return reference.eval()
 
 
 def reference_inputs(profile, item):

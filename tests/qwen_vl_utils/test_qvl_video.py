@@ -184,6 +184,12 @@ def test_frames_can_be_written_into_given_memory(make_clip):
         read_video(make_clip(Clip("h264.mp4")), out=torch.empty(10, dtype=torch.uint8))
 
 
+def test_torch_keeps_its_threads(make_clip):
+    torch.set_num_threads(2)
+    read_video(make_clip(Clip("h264.mp4")))
+    assert torch.get_num_threads() == 2
+
+
 def test_a_decoder_that_does_not_exist_is_named():
     with pytest.raises(BackendUnavailableError, match="torchcodec, pyav, torchvision, decord"):
         read_video("x.mp4", backend="gstreamer")

@@ -118,15 +118,27 @@ def paged_attention(
     packed = query[0].transpose(0, 1)  # (N, num_heads, head_dim)
     if attention_plan.varlen is not None:
         return _attend_packed(packed, keys, values, attention_plan.varlen, scaling).unsqueeze(0), None
-    output = torch.empty(packed.shape, dtype=query.dtype, device=query.device)
-    for row in attention_plan.rows:
+    return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
+
+
+def _attend_rows(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: Sequence[AttentionRow], scaling: float
+) -> torch.Tensor:
+    """Row by row; (N, num_heads, head_dim)."""
+    num_tokens, _, head_dim = query.shape
+    # A single query's heads that share keys are packed as its queries: (1, num_kv_heads, heads per key, head_dim).
+    single = query.reshape(num_tokens, 1, keys.shape[1], -1, head_dim).unbind(0)
+    keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    outputs = []
+    for row in rows:
         row_keys, row_values = _of_row(keys, row), _of_row(values, row)
         if row.num_queries == 1:
-            output[row.start] = _attend_one(packed[row.start], row_keys, row_values, scaling)
+            out = scaled_dot_product_attention(single[row.start], row_keys, row_values, scale=scaling)
+            outputs.append(out.reshape(1, -1, head_dim))
         else:
-            part = slice(row.start, row.start + row.num_queries)
-            output[part] = _attend_many(packed[part], row_keys, row_values, row.mask, scaling)
-    return output.unsqueeze(0), None
+            part = query[row.start : row.start + row.num_queries]
+            outputs.append(_attend_many(part, row_keys, row_values, row.mask, scaling))
+    return torch.cat(outputs)
 
 
 def _attend_packed(
@@ -151,19 +163,11 @@ def _attend_packed(
 
 
 def _of_row(pool: torch.Tensor, row: AttentionRow) -> torch.Tensor:
-    """The row's keys or values: (num_keys, num_kv_heads, head_dim), a view where its blocks are neighbours."""
+    """The row's part of (1, num_kv_heads, num_slots, head_dim): a view where its blocks are neighbours."""
     if row.first_slot is not None:
-        return pool.narrow(0, row.first_slot, row.num_keys)
+        return pool.narrow(2, row.first_slot, row.num_keys)
     assert row.slots is not None  # noqa: S101 - one of the two is set
-    return pool.index_select(0, row.slots)
-
-
-def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
-    """A single query (num_heads, head_dim) sees every key; the heads that share keys are packed as queries."""
-    num_heads, head_dim = query.shape
-    grouped = query.view(1, keys.shape[1], -1, head_dim)
-    out = scaled_dot_product_attention(grouped, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], scale=scaling)
-    return out.view(num_heads, head_dim)
+    return pool.index_select(2, row.slots)
 
 
 def _attend_many(
@@ -172,8 +176,8 @@ def _attend_many(
     """Queries (n, num_heads, head_dim) of a prefill chunk; without a mask they are a sequence's first tokens."""
     out = scaled_dot_product_attention(
         query.transpose(0, 1)[None],
-        keys.transpose(0, 1)[None],
-        values.transpose(0, 1)[None],
+        keys,
+        values,
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,

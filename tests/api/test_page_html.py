@@ -1,0 +1,157 @@
+"""The page's HTML: what models and clients wrote is only ever text, and events survive their format."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tru_vlm.api.routes.page_html import (
+    FORM_FIELDS,
+    AnswerEvents,
+    PageRenderer,
+    clock,
+    form_field,
+    format_bytes,
+    load_samples,
+    page_context,
+    sse_event,
+)
+from tru_vlm.errors import InvalidRequestError
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
+from tru_vlm.settings import load_settings
+from tru_vlm.types import (
+    Answer,
+    DeltaEvent,
+    DoneEvent,
+    ErrorEvent,
+    RequestEvent,
+    StatusEvent,
+    Timings,
+    Usage,
+    VideoEvent,
+    VideoInfo,
+)
+
+_VIDEO = VideoInfo(
+    kind="video",
+    num_frames=2,
+    height=96,
+    width=128,
+    source_height=240,
+    source_width=320,
+    video_tokens=24,
+    decoder="pyav",
+    sample_fps=2.0,
+    frame_timestamps=(0.0, 4.25),
+    notes=("Frames were reduced <a lot>.",),
+    frames_url="/v1/frames/abc/{index}.jpg",
+)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> PageRenderer:
+    return PageRenderer(TEMPLATES_DIR, STATIC_DIR)
+
+
+@pytest.fixture
+def events(renderer: PageRenderer) -> AnswerEvents:
+    return AnswerEvents(renderer, "token")
+
+
+def _answer(text: str) -> Answer:
+    return Answer("req-1", "m", text, "length", Usage(30, 24, 3), _VIDEO, Timings(time_to_first_token=0.4, total=12.3))
+
+
+def test_model_output_stays_text(events: AnswerEvents) -> None:
+    sent = events.render(DeltaEvent("r", '<script>alert(1)</script> & "quotes"\r\n\u2028end')).decode()
+    assert "<script>" not in sent
+    assert "&lt;script&gt;" in sent
+    assert sent.count("\ndata:") == 1
+    assert "&#13;&#10;" in sent
+
+
+def test_time_in_a_delta_becomes_a_link_once_it_is_whole(events: AnswerEvents) -> None:
+    assert events.render(DeltaEvent("r", " at <4.")).endswith(b"data:  at \n\n")
+    assert b'data-seconds="4.250"' in events.render(DeltaEvent("r", "25 seconds> it"))
+
+
+def test_what_is_held_back_comes_before_the_end(events: AnswerEvents) -> None:
+    assert events.render(DeltaEvent("r", "12")) == b""
+    sent = events.render(DoneEvent(_answer("12")))
+    assert sent.startswith(b"event: delta\ndata: 12\n\nevent: done\n")
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (StatusEvent("r", "waiting", 2), "Waiting for the model, 2 ahead"),
+        (StatusEvent("r", "generating"), 'data-stage="generating"'),
+        (VideoEvent("r", _VIDEO), 'src="v1/frames/abc/1.jpg"'),
+        (VideoEvent("r", _VIDEO), "0:04.2"),
+        (VideoEvent("r", _VIDEO), "reduced &lt;a lot&gt;."),
+        (VideoEvent("r", dataclasses.replace(_VIDEO, kind="image", frame_timestamps=(), num_frames=1)), "1 frame<"),
+        (DoneEvent(_answer("x")), "Cut off at 3 tokens"),
+        (DoneEvent(_answer("x")), "total 12 s"),
+        (ErrorEvent("r", InvalidRequestError("<b>no</b>", param="video_params.fps").info()), "&lt;b&gt;no"),
+        (ErrorEvent("r", InvalidRequestError("no", param="video_params.fps").info()), 'data-field="fps"'),
+    ],
+)
+def test_events(events: AnswerEvents, event: RequestEvent, expected: str) -> None:
+    assert expected in events.render(event).decode()
+
+
+def test_no_event_is_called_error(events: AnswerEvents) -> None:
+    """To an EventSource, an event of that name is a lost connection."""
+    sent = events.render(ErrorEvent("r", InvalidRequestError("no").info()))
+    assert sent.startswith(b"event: failed\n")
+
+
+def test_question_is_escaped(renderer: PageRenderer) -> None:
+    assert "<b>why" not in renderer.answer("token", "<b>why</b>")
+
+
+def test_every_line_end_is_kept_inside_the_event() -> None:
+    assert sse_event("x", "a\rb\r\nc\n") == b"event: x\ndata: a\ndata: b\ndata: c\ndata: \n\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00.0"), (4.25, "0:04.2"), (59.96, "1:00.0"), (3723.4, "1:02:03")]
+)
+def test_clock(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(("num_bytes", "shown"), [(900, "900 bytes"), (2 << 30, "2 GB"), (1 << 40, "1.02e+03 GB")])
+def test_bytes(num_bytes: int, shown: str) -> None:
+    assert format_bytes(num_bytes) == shown
+
+
+def test_field_of_an_error() -> None:
+    assert form_field(InvalidRequestError("x", param="generation_params.max_tokens").info()) == "max_tokens"
+    assert form_field(InvalidRequestError("x", param="top_k").info()) is None
+    assert form_field(InvalidRequestError("x").info()) is None
+
+
+@pytest.mark.parametrize("is_demo", [True, False])
+def test_page(renderer: PageRenderer, is_demo: bool) -> None:
+    settings = load_settings(env_file=None)
+    page = renderer.page(
+        page_context(settings, model_name="a <model>", is_demo=is_demo, samples=load_samples(STATIC_DIR))
+    )
+    assert "a &lt;model&gt;" in page
+    assert ("MODEL_PATH" in page) is is_demo
+    for field in FORM_FIELDS:
+        assert f'name="{field}"' in page
+        assert f'id="error-{field}"' in page
+    for forbidden in ("<script>", "onclick=", "style=", "http://", "//cdn"):
+        assert forbidden not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_samples_are_small_and_have_posters() -> None:
+    samples = load_samples(STATIC_DIR)
+    assert len(samples) >= 3
+    for sample in samples:
+        clip = STATIC_DIR / sample.video_url.removeprefix("static/")
+        assert clip.stat().st_size < 60_000
+        assert (STATIC_DIR / sample.poster_url.removeprefix("static/")).is_file()
