@@ -20,7 +20,7 @@ class _Stream:
 
 
 def _started(stream: _Stream) -> StartedAnswer:
-    return StartedAnswer(cast(RequestStream, stream), [])
+    return StartedAnswer(cast("RequestStream", stream), [])
 
 
 def test_token_claims_its_answer_once() -> None:

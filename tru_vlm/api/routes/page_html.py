@@ -291,9 +291,9 @@ def format_bytes(num_bytes: int) -> str:
     size = float(num_bytes)
     for unit in ("bytes", "KB", "MB"):
         if size < 1024:  # noqa: PLR2004 - binary prefixes
-            return f"{size:.3g} {unit}"
+            return f"{size:.1f} {unit}".replace(".0 ", " ")
         size /= 1024
-    return f"{size:.3g} GB"
+    return f"{size:.1f} GB".replace(".0 ", " ")
 
 
 @lru_cache(maxsize=64)
