@@ -47,7 +47,7 @@ def open_page(browser: Browser, server: Server) -> Iterator[OpenPage]:
     yield open_
     for context, page in opened:
         context.close()
-        assert page.watch.faults == []
+        assert page.watch.faults == [], page.watch.faults
 
 
 @pytest.fixture

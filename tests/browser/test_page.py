@@ -155,7 +155,8 @@ def test_upload_shows_its_progress(ask_page: AskPage) -> None:
 
 
 def test_upload_can_be_stopped(ask_page: AskPage, server: Server) -> None:
-    ask_page.watch.expected += ["htmx:sendAbort"]
+    ask_page.watch.expected += ["htmx:sendAbort", "htmx:afterRequest"]
+    before = _spooled(server)
     _slow_upload(ask_page, 200_000)
     ask_page.choose_file("clip.mp4", padded(clip_bytes("red-circle"), 3_000_000))
     ask_page.ask()
@@ -163,7 +164,7 @@ def test_upload_can_be_stopped(ask_page: AskPage, server: Server) -> None:
     ask_page.page.keyboard.press("Escape")
     expect(ask_page.page.locator("#form-error")).to_contain_text("stopped")
     expect(ask_page.page.locator("#pending")).to_be_empty()
-    ask_page.wait_for(lambda: not [path for path in server.storage.glob("spool/*/*") if path.name != ".lock"])
+    ask_page.wait_for(lambda: _spooled(server) <= before)
 
 
 def test_settings_are_sent(ask_page: AskPage) -> None:
@@ -308,6 +309,10 @@ def _slow_upload(ask_page: AskPage, bytes_per_second: int) -> None:
     session.send("Network.enable")
     conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_second}
     session.send("Network.emulateNetworkConditions", conditions)
+
+
+def _spooled(server: Server) -> set[Path]:
+    return set(server.storage.glob("spool/*/*"))
 
 
 def _without_time(text: str) -> str:
