@@ -22,9 +22,11 @@ def _chromium() -> str | None:
     return os.environ.get("TRU_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
-@pytest.fixture(scope="session")
+# Playwright keeps an event loop in this thread while it is open, which would break other tests' asyncio.run:
+# so it lives no longer than the tests of one file, which one worker runs in a row (--dist loadfile).
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for the session."""
+    """One browser for a file's tests."""
     executable = _chromium()
     require(executable, "Chromium (apt-get install chromium, or set TRU_CHROMIUM)")
     with sync_playwright() as playwright:

@@ -17,8 +17,6 @@ from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt, grid_thw
 from tru_vlm.types import MediaPart, Message, TextPart
 
-pytestmark = pytest.mark.xdist_group("oracle")  # the oracle runs once
-
 ORACLE = Path(__file__).with_name("oracle.py")
 
 

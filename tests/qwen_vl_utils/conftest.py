@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qvl_clips import Clip, write_clip
-
-import qwen_vl_utils
+from qvl_clips import Clip, available_backends, write_clip
 
 SHARED_VIDEOS = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
 
@@ -42,10 +40,6 @@ def real_videos() -> Path:
     if not SHARED_VIDEOS.is_dir():
         pytest.skip(f"the folder of real clips is not here: {SHARED_VIDEOS}")
     return SHARED_VIDEOS
-
-
-def available_backends() -> list[str]:
-    return [name for name, state in qwen_vl_utils.backend_status().items() if state == "available"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

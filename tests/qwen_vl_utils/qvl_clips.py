@@ -15,7 +15,14 @@ import av
 import numpy as np
 import torch
 
+import qwen_vl_utils
+
 BITS = 10
+
+
+def available_backends() -> list[str]:
+    """The decoders that load on this machine."""
+    return [name for name, state in qwen_vl_utils.backend_status().items() if state == "available"]
 
 
 @dataclass(frozen=True)

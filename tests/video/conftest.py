@@ -7,14 +7,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from video_clips import Local, write_clip
+from video_clips import MEMORY_BYTES, Local, write_clip
 
 from tru_vlm.video.decode_pool import DecodePool
 from tru_vlm.video.service import VideoService
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
-MEMORY_BYTES = 8 << 30
 
 
 @pytest.fixture(scope="session")

@@ -21,16 +21,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import MEMORY_BYTES
-from video_clips import Local, image_bytes, local_bytes
+from video_clips import MEMORY_BYTES, Local, image_bytes, local_bytes
 
 from tru_vlm.video import decode_pool
 from tru_vlm.video.decode_pool import DecodePool, PoolStartError
 from tru_vlm.video.decode_process import failure_of
 from tru_vlm.video.failures import DecodeFailure
 from tru_vlm.video.media import EffectiveSampling, MediaProbe
-
-pytestmark = pytest.mark.xdist_group("decode")  # they share decode processes
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 

@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import MEMORY_BYTES
 from test_decode_pool import SAMPLING, assert_works, start_hanging
-from video_clips import Local
+from video_clips import MEMORY_BYTES, Local
 
 from tru_vlm.video import decode_nursery
 from tru_vlm.video.decode_pool import DecodePool
 from tru_vlm.video.failures import DecodeFailure
-
-pytestmark = pytest.mark.xdist_group("decode")
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

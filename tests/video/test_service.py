@@ -20,8 +20,6 @@ from tru_vlm.video.media import SamplingBounds
 from tru_vlm.video.media_type import ACCEPTED
 from tru_vlm.video.service import VideoService, content_key
 
-pytestmark = pytest.mark.xdist_group("decode")  # they share decode processes
-
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 BOUNDS = SamplingBounds(patch_size=16, min_pixels=1024, max_pixels=96 * 160, default_max_frames=16, max_frames=24)

@@ -11,6 +11,9 @@ import av
 import numpy as np
 from PIL import Image
 
+MEMORY_BYTES = 8 << 30
+"""Address space of a decode process in these tests."""
+
 
 @dataclass(frozen=True)
 class Local:
