@@ -56,7 +56,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http://127.0.0.1:8000)
-	$(BIN)/python -m demo_model.score $${BASE:-http://127.0.0.1:8000}
+	$(BIN)/python -m demo_model.score --base $${BASE:-http://127.0.0.1:8000}
 
 clean:  ## remove environments and build outputs
 	rm -rf $(VENV) $(ORACLE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
 from support import ROOT
 
-ANSWER_MS = 30_000
+ANSWER_MS = 90_000  # a bound for a busy machine; an answer takes a second
 SAMPLES_DIR = ROOT / "static" / "samples"
 SAMPLES = json.loads((SAMPLES_DIR / "samples.json").read_text())
 
@@ -80,9 +80,8 @@ class AskPage:
         self.wait_until("() => document.getElementById('player').readyState >= 2")
 
     def ask(self, question: str = "What happens in this video?", **settings: float) -> None:
-        """Type a question, fill in settings, press the button.  Greedy unless told otherwise."""
-        settings = {"temperature": 0, **settings}
-        if not self.page.locator("#settings").evaluate("details => details.open"):
+        """Type a question, fill in settings, press the button."""
+        if settings and not self.page.locator("#settings").evaluate("details => details.open"):
             self.page.click("#settings summary")
         for name, value in settings.items():
             self.page.fill(f"#{name}", str(value))

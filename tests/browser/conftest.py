@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ask_page import AskPage, OpenPage
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from support import Server, require
 
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -28,6 +28,7 @@ def _chromium() -> str | None:
 def browser() -> Iterator[Browser]:
     """One browser for a file's tests."""
     executable = _chromium()
+    expect.set_options(timeout=20_000)  # an upper bound: a busy machine is slow
     require(executable, "Chromium (apt-get install chromium, or set TRU_CHROMIUM)")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
