@@ -79,4 +79,5 @@ def _wait_until_ready(server: Server) -> None:
             return
         time.sleep(0.1)
     server.process.kill()
+    server.process.wait()
     raise RuntimeError(f"the server did not start:\n{server.log.read_text()}")

@@ -107,7 +107,7 @@ class AskPage:
         self.wait_until(script, seconds)
 
     def wait_until(self, script: str, argument: object = None) -> None:
-        """Wait until a function in the page is true (Playwright's own needs eval, which the page forbids)."""
+        """Wait until a function in the page is true (Playwright's own may use eval, which the page forbids)."""
         self.wait_for(lambda: self.page.evaluate(script, argument))
 
     def wait_for(self, condition: Callable[[], object], seconds: float = ANSWER_MS / 1000) -> None:
