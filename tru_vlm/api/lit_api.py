@@ -41,6 +41,7 @@ class VideoLitAPI(litserve.LitAPI):
         super().__init__(stream=True, **kwargs)
         self.settings = settings
         self.socket_directory = socket_directory
+        self.server_pid = os.getpid()  # built by the server, then copied into the workers
 
     def setup(self, device: str) -> None:
         """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``); called once per worker."""

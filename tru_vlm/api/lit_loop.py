@@ -54,9 +54,8 @@ class StepLoop(LitLoop):
         # a worker stops when it has been told to and the HTTP process has drained and gone.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, stop)
-        parent = os.getppid()
         try:
-            while os.getppid() == parent and (link.is_connected or not is_stopping):
+            while os.getppid() == lit_api.server_pid and (link.is_connected or not is_stopping):
                 self._iterate(lit_api, link, worker_id)
         finally:
             link.close()
