@@ -1,7 +1,7 @@
 """Trains the demo model from nothing: `python -m demo_model.train --out demo_model/weights`.
 
 Stages: pool (clips are rendered once) → vision (tower alone) → features (cached) → language.
-The pool and the tower are kept in --work and not made again. About two hours on two CPU cores that do nothing else.
+The pool and the tower are kept in --work and not made again. Takes hours on two CPU cores.
 """
 
 from __future__ import annotations
