@@ -52,12 +52,11 @@ CLIPS = (
 
 @dataclass(frozen=True)
 class Run:
-    """Cost of one process. peak_bytes is above ``base_bytes``, which the imports alone take."""
+    """Cost of one process. peak_bytes is above what the imports take."""
 
     wall_seconds: float
     cpu_seconds: float
     peak_bytes: int
-    base_bytes: int
     shape: tuple[int, ...]
 
 
@@ -112,31 +111,44 @@ def _encode(path: Path, clip: Clip) -> None:
 
 # ---- contenders -----------------------------------------------------------------------------------------------------
 
+# What a contender prints: seconds and bytes of the work between the two calls, imports left out. The peak of a process
+# (VmHWM) is set back to what it holds now before the work begins; ru_maxrss would count the parent's memory too.
+METER = """
+import json, resource, time
+def kilobytes(name):
+    for line in open("/proc/self/status"):
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+def cpu():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+def begin():
+    open("/proc/self/clear_refs", "w").write("5")
+    return time.perf_counter(), cpu(), kilobytes("VmRSS")
+def end(start, shape):
+    print(json.dumps(dict(wall=time.perf_counter() - start[0], cpu=cpu() - start[1],
+        peak=(kilobytes("VmHWM") - start[2]) * 1024, shape=list(shape))))
+"""
+
 OURS = """
-import json, resource, sys, time
+import sys
 sys.path.insert(0, {root!r})
 import qwen_vl_utils as q
 q.choose_backend({backend!r})
-base = resource.getrusage(resource.RUSAGE_SELF)
-start = time.perf_counter()
+start = begin()
 video = q.read_video({path!r}, backend={backend!r}, image_patch_size={patch}, num_threads=2)
-end = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps(dict(wall=time.perf_counter() - start, cpu=end.ru_utime + end.ru_stime - base.ru_utime - base.ru_stime,
-    peak=end.ru_maxrss * 1024, base=base.ru_maxrss * 1024, shape=list(video.frames.shape))))
+end(start, video.frames.shape)
 """
 
 PYPI = """
-import json, os, resource, time
+import os
 os.environ["FORCE_QWENVL_VIDEO_READER"] = "torchcodec"
 os.environ["TORCHCODEC_NUM_THREADS"] = "2"
 from qwen_vl_utils import fetch_video
 import torchcodec.decoders
-base = resource.getrusage(resource.RUSAGE_SELF)
-start = time.perf_counter()
+start = begin()
 video = fetch_video(dict(video={path!r}), image_patch_size={patch})
-end = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps(dict(wall=time.perf_counter() - start, cpu=end.ru_utime + end.ru_stime - base.ru_utime - base.ru_stime,
-    peak=end.ru_maxrss * 1024, base=base.ru_maxrss * 1024, shape=list(video.shape))))
+end(start, video.shape)
 """
 
 
@@ -144,12 +156,12 @@ def run_python(interpreter: str, code: str) -> Run:
     """``code`` in a fresh process; it prints its own costs."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [interpreter, "-c", code], capture_output=True, text=True, env=environment, cwd="/", check=False
+        [interpreter, "-c", METER + code], capture_output=True, text=True, env=environment, cwd="/", check=False
     )
     if done.returncode != 0:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr else f"exit {done.returncode}")
     values = json.loads(done.stdout.strip().splitlines()[-1])
-    return Run(values["wall"], values["cpu"], values["peak"], values["base"], tuple(values["shape"]))
+    return Run(values["wall"], values["cpu"], values["peak"], tuple(values["shape"]))
 
 
 def run_ffmpeg(path: Path, rate: float, shape: tuple[int, ...]) -> Run:
@@ -159,7 +171,8 @@ def run_ffmpeg(path: Path, rate: float, shape: tuple[int, ...]) -> Run:
     command += ["-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    drain = threading.Thread(target=_drain, args=(process,))
+    peaks: list[int] = []
+    drain = threading.Thread(target=_drain, args=(process, peaks))
     drain.start()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -167,13 +180,15 @@ def run_ffmpeg(path: Path, rate: float, shape: tuple[int, ...]) -> Run:
     if process.returncode != 0:
         raise RuntimeError(f"ffmpeg ended with {process.returncode}")
     wall = time.perf_counter() - start
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, 0, shape)
+    return Run(wall, usage.ru_utime + usage.ru_stime, max(peaks, default=0), shape)
 
 
-def _drain(process: subprocess.Popen[bytes]) -> None:
+def _drain(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
+    """Read the frames and throw them away; note the process's peak memory meanwhile."""
     assert process.stdout is not None  # noqa: S101 - PIPE was asked for
     while process.stdout.read(2**20):
-        pass
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peaks.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -210,7 +225,7 @@ def print_table(clip: Clip, runs: dict[str, list[Run]]) -> None:
     for name, group in runs.items():
         walls = sorted(r.wall_seconds for r in group)
         ratio = f"{statistics.median(walls) / floor:.2f}" if floor else "-"
-        peak = statistics.median(r.peak_bytes - r.base_bytes for r in group) / 1e6
+        peak = statistics.median(r.peak_bytes for r in group) / 1e6
         cpu = statistics.median(r.cpu_seconds for r in group)
         spread = f"{statistics.median(walls):.2f} ({walls[0]:.2f} to {walls[-1]:.2f})"
         print(f"| {name} | {spread} | {cpu:.2f} | {ratio} | {peak:.0f} |", flush=True)
@@ -227,6 +242,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from qwen_vl_utils import backend_status
 
+    # Not resolved: a virtual environment's interpreter is a link, and only under its own name finds its packages.
+    oracle = str(Path(options.oracle).absolute()) if options.oracle else None
     status = backend_status()
     backends = [name for name in ("pyav", "torchcodec") if status[name] == "available"]
     for name, state in status.items():
@@ -237,7 +254,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for clip in (c for c in CLIPS if c.name in options.clips.split(",")):
             path = make_clip(folder, clip)
-            runs = measure(path, clip, repeat=options.repeat, oracle=options.oracle, backends=backends)
+            runs = measure(path, clip, repeat=options.repeat, oracle=oracle, backends=backends)
             print_table(clip, runs)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"\nall processes together: {used.ru_utime + used.ru_stime:.0f} CPU s")
