@@ -20,11 +20,12 @@ from demo_model.training.language import Schedule, Trainer
 from demo_model.training.pool import build_clip, build_pool
 from demo_model.training.vision import pair_tables, train_vision
 
-NUM_CLIPS = 14_000
+NUM_CLIPS = 10_000
 NUM_HELD_OUT = 440
 HELD_OUT_SEED = 5_000_000  # of the clips that the log's evaluations use; the pool's seeds are below
-RESUME_PEAK = 7e-4  # highest learning rate when training goes on
-VISION_ROUNDS = ((1500, 8e-4), (800, 7e-4), (800, 4e-4))  # steps and highest learning rate
+VISION_ROUNDS = ((1500, 8e-4), (800, 7e-4), (800, 4e-4), (1300, 6e-4))  # steps and highest learning rate
+RESUME_VISION_ROUNDS = VISION_ROUNDS[-1:]
+RESUME_PEAK = 8e-4  # highest learning rate of the language model when training goes on
 
 
 class Log:
@@ -40,14 +41,21 @@ class Log:
             file.write(line + "\n")
 
 
-def vision_stage(model: Qwen3VLForConditionalGeneration, shards: list[Path], work: Path, log: Log) -> None:
+def vision_stage(
+    model: Qwen3VLForConditionalGeneration,
+    shards: list[Path],
+    work: Path,
+    *,
+    rounds: tuple[tuple[int, float], ...],
+    log: Log,
+) -> None:
     """Trains the tower, or takes the one that is there; freezes it."""
     path = work / "visual.pt"
     if path.exists():
         model.model.visual.load_state_dict(torch.load(path))
     else:
         tables = pair_tables(shards)
-        for steps, peak in VISION_ROUNDS:
+        for steps, peak in rounds:
             train_vision(model.model.visual, tables, steps=steps, peak=peak, log=log)
         torch.save(model.model.visual.state_dict(), path)
     model.model.visual.requires_grad_(requires_grad=False)
@@ -80,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path("demo_model_work"), help="folder for pool and tower")
     parser.add_argument("--language-steps", type=int, default=2500)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, language stage only")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     arguments = parser.parse_args()
     log = Log(Path(__file__).parent / "training_log.txt")
     tokenizer = build_tokenizer()
@@ -91,8 +99,9 @@ def main() -> None:
         model.load_state_dict(start.state_dict())
         schedule = Schedule(steps=arguments.language_steps, peak=RESUME_PEAK, short_steps=0)
     else:
-        vision_stage(model, shards, arguments.work, log)
         schedule = Schedule(steps=arguments.language_steps)
+    rounds = RESUME_VISION_ROUNDS if arguments.resume else VISION_ROUNDS
+    vision_stage(model, shards, arguments.work, rounds=rounds, log=log)
     language_stage(model, tokenizer, shards=shards, out=arguments.out, schedule=schedule, log=log)
 
 

@@ -126,9 +126,10 @@ class Trainer:
 
     def _loss(self, batch: Batch, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """The sum to minimise, and what to log: answer loss, share of right answer tokens and of each helper target."""
-        hidden, helper = hidden_states(self.model, batch, cached_features(batch.clips))
-        loss, right = _answer_loss(self.model, batch, hidden)
-        helper_loss, helper_right = _auxiliary_loss(self.head, batch, helper)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden, helper = hidden_states(self.model, batch, cached_features(batch.clips))
+            loss, right = _answer_loss(self.model, batch, hidden)
+            helper_loss, helper_right = _auxiliary_loss(self.head, batch, helper)
         total = loss + schedule.auxiliary_weight * helper_loss * len(AUXILIARY)
         return total, torch.cat([torch.stack([loss.detach(), right]), helper_right])
 

@@ -21,7 +21,10 @@ from demo_model.training.features import FeatureClip
 IGNORE = -100
 #: How much one token of an answer counts; a timeline has many of them.
 WEIGHTS = {"caption": 1.0, "when": 1.0, "colour": 0.7, "shape": 0.7, "action": 0.7, "timeline": 0.3}
-#: Auxiliary targets at the end of each temporal patch, with their numbers of classes.
+#: Digits are the hardest part of an answer and a small share of its tokens, so each counts for several.
+DIGIT_WEIGHT = 3.0
+#: Auxiliary targets at the end of each temporal patch, with their numbers of classes. The four digits are those of the
+#: time that an answer would tell of this patch: the begin of the second event where it lies here, else the patch's own.
 AUXILIARY = {
     "colour": len(COLOURS),
     "shape": len(SHAPES),
@@ -105,6 +108,7 @@ class SequenceBuilder:
         self.video_pad, self.image_pad = (
             tokenizer.convert_tokens_to_ids(t) for t in ("<|video_pad|>", "<|image_pad|>")
         )
+        self.digits = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -126,7 +130,11 @@ class SequenceBuilder:
     def _exchange(self, sequence: Sequence, branch: int, question: str, reply: str, weight: float) -> None:
         """Appends the rest of a user turn and the assistant's answer."""
         sequence.text(self.encode(f"{question}<|im_end|>\n<|im_start|>assistant\n"), branch)
-        sequence.text(self.encode(f"{reply}<|im_end|>"), branch, weight)
+        start, ids = len(sequence), self.encode(f"{reply}<|im_end|>")
+        sequence.text(ids, branch, weight)
+        for offset, token in enumerate(ids):
+            if token in self.digits:  # the label of a token stands one place before it
+                sequence.weights[start + offset - 1] *= DIGIT_WEIGHT
 
     def begin(self, clip: FeatureClip, sight: Sight, opening: str, *, has_outer_pair: bool = False) -> Sequence:
         """A sequence with the shared part: the opening text, then the clip.
@@ -230,7 +238,8 @@ def _auxiliary(sight: Sight, number: int, seconds: float) -> list[int]:
     if now == 1 and (number == 0 or sight.patch_events[number - 1] == 0):
         is_within = sight.second_seconds is not None and abs(sight.second_seconds - seconds) < 0.02
         switch = 2 if is_within else 1
-    tenths = round(float(f"{seconds:.1f}") * 10)
+    told = sight.second_seconds if switch and sight.second_seconds is not None else seconds
+    tenths = round(float(f"{told:.1f}") * 10)
     digits = [tenths // 1000 % 10, tenths // 100 % 10, tenths // 10 % 10, tenths % 10]
     known = [list(COLOURS).index(event.colour), SHAPES.index(event.shape), ACTIONS.index(event.action)]
     return [*known, now, switch, *digits]

@@ -190,8 +190,11 @@ def train_vision(
     seen: list[Tensor] = []
     for step in range(steps):
         pairs, classes, values = next(source)
-        outputs = tower(visual, pairs)
-        (loss, right), (deep_loss, _) = (head(out, classes, values) for head, out in zip(heads, outputs, strict=True))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = tower(visual, pairs)
+        (loss, right), (deep_loss, _) = (
+            head(out.float(), classes, values) for head, out in zip(heads, outputs, strict=True)
+        )
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         optimizer.zero_grad()
         (loss + 0.3 * deep_loss).backward()
