@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
+import av.codec.codec
 import av.container
 import av.error
 import av.video.stream
@@ -45,8 +47,6 @@ ACCEPTED_FORMATS = (
 )
 """Demuxers by content. Playlists (hls, dash, concat) and image sequences are left out: they open other files."""
 
-_OPEN_OPTIONS = {"format_whitelist": ACCEPTED_FORMATS, "protocol_whitelist": "file"}
-
 # A codec is listed when the key flag of its packets can be trusted for a fresh start. GIF, APNG and screen codecs flag
 # packets that only patch the picture before them.
 _RANDOM_ACCESS_CODECS = frozenset(
@@ -56,6 +56,27 @@ _RANDOM_ACCESS_CODECS = frozenset(
         *("wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "jpeg2000"),
     }
 )
+
+ACCEPTED_CODECS = _RANDOM_ACCESS_CODECS | {
+    *("gif", "apng", "png", "webp", "bmp", "tiff", "mjpegb", "jpegls", "amv", "h261", "h263i", "h263p", "dirac"),
+    *("cavs", "vp3", "vp5", "vp6", "vp6a", "vp6f", "vp7", "rv10", "rv20", "rv30", "rv40", "svq1", "svq3", "cinepak"),
+    *("indeo3", "indeo4", "indeo5", "msvideo1", "msrle", "qtrle", "rpza", "smc", "8bps", "flashsv", "flashsv2"),
+    *("tscc", "tscc2", "zmbv", "cscd", "g2m", "mss1", "mss2", "lagarith", "magicyuv", "hap", "dxv", "cllc", "speedhq"),
+    *("r210", "v308", "v408", "v410", "asv1", "asv2", "prores_raw", "apv"),
+}
+"""Video codecs by FFmpeg's names: what cameras, phones, browsers, editors, screen recorders and old players write.
+
+Left out: formats of single games, text art, test sources. They are many, little used, and little looked after."""
+
+_AUDIO_CODECS = frozenset(
+    {
+        *("aac", "aac_latm", "ac3", "eac3", "dts", "truehd", "mp1", "mp2", "mp3", "opus", "vorbis", "speex", "flac"),
+        *("alac", "amr_nb", "amr_wb", "wmav1", "wmav2", "wmapro", "nellymoser", "cook"),
+        *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le", "pcm_u8", "pcm_alaw"),
+        *("pcm_mulaw", "pcm_bluray", "pcm_dvd", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_swf"),
+    }
+)
+"""FFmpeg decodes a little of each stream to know its parameters; without these it would read on for long."""
 
 _VFR_SLACK_FRAMES = 1.5
 """A last frame without a duration shifts the mean rate by one frame over the whole file: that is no variable rate."""
@@ -185,13 +206,35 @@ def check_file(source: str | Path) -> Path:
 def open_container(path: Path) -> Iterator[av.container.InputContainer]:
     """``path`` opened by PyAV with accepted demuxers and local files only. Raises NotAVideoError."""
     try:
-        container = av.open(str(path), mode="r", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        container = av.open(str(path), mode="r", options=_open_options(), metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as cause:
         raise NotAVideoError("no accepted video container is recognised", file=path, cause=cause) from cause
     try:
         yield container
     finally:
         container.close()
+
+
+def _open_options() -> dict[str, str]:
+    return {
+        "format_whitelist": ACCEPTED_FORMATS,
+        "codec_whitelist": _accepted_decoders(),
+        "protocol_whitelist": "file",
+    }
+
+
+@lru_cache(maxsize=1)
+def _accepted_decoders() -> str:
+    """The decoders of accepted codecs that FFmpeg has here; one codec may have several."""
+    names = {name for name in av.codecs_available if _canonical_name(name) in ACCEPTED_CODECS | _AUDIO_CODECS}
+    return ",".join(sorted(names))
+
+
+def _canonical_name(decoder: str) -> str | None:
+    try:
+        return str(av.Codec(decoder, "r").canonical_name)
+    except av.codec.codec.UnknownCodecError:  # it only encodes
+        return None
 
 
 def best_video_stream(container: av.container.InputContainer, path: Path) -> av.video.stream.VideoStream:
@@ -207,6 +250,11 @@ def best_video_stream(container: av.container.InputContainer, path: Path) -> av.
     assert isinstance(stream, av.video.stream.VideoStream)  # noqa: S101 - for the type checker: best("video")
     if stream.codec_context is None:
         raise UnsupportedCodecError("there is no decoder for the video stream", file=path)
+    for one in container.streams.video:
+        # Every one of them: another decoder library that opens the file would look into all.
+        if one.codec_context is not None and one.codec_context.codec.canonical_name not in ACCEPTED_CODECS:
+            name = one.codec_context.codec.canonical_name
+            raise UnsupportedCodecError(f"video codec {name} is not accepted", file=path)
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all

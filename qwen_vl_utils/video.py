@@ -6,7 +6,8 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,13 +63,14 @@ def read_video(
     backend: BackendName | str | None = None,
     num_threads: int | None = None,
     device: str = "cpu",
-    out: torch.Tensor | None = None,
+    out: torch.Tensor | Callable[[VideoPlan], torch.Tensor] | None = None,
 ) -> SampledVideo:
     """Sample, decode and resize a local video file.
 
     backend: None takes torchcodec when it loads, else PyAV. num_threads: of the decoder; None takes the cores, fewer
     for large pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
-    ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it.
+    ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it; or what gives such
+    memory for the plan in use, which may differ from one made before: decoders tell other average rates.
 
     Memory: the output plus a few source frames, whatever the file's length.
     Raises the family of VideoError, each naming the file and the stage.
@@ -80,7 +82,8 @@ def read_video(
     video = open_reader(choice.name, device).open(table, num_threads=threads)
     try:
         plan = plan_for_table(table, options, image_patch_size=image_patch_size, average_fps=video.average_fps)
-        decode = _Decode(table, plan, num_threads=threads, backend=choice.name, out=out)
+        memory = out(plan) if callable(out) else out
+        decode = _Decode(table, plan, num_threads=threads, backend=choice.name, out=memory)
         decode.run(video)
     finally:
         video.close()
@@ -218,6 +221,10 @@ class _Decode:
         for row in copies:
             self.frames[row] = self.frames[first]
 
+    def _copy(self, index: int, source: int) -> None:
+        for row in self._rows[index]:
+            self.frames[row] = self.frames[self._rows[source][0]]
+
     def _recover(self, missing: list[int]) -> list[int]:
         """Decode by PyAV what the chosen backend could not; the indices that are still missing."""
         video = open_reader("pyav").open(self._table, num_threads=self._num_threads)
@@ -231,13 +238,18 @@ class _Decode:
     def _take_nearest(self, lost: list[int]) -> None:
         """Fill ``lost`` with the nearest frames that decode, and say which they are. Raises DecodeError."""
         replaced, filled = 0, 0
+        decoded = sorted(set(self._rows).difference(lost))
         for index, pts, load in nearest_frames(self._table, lost, num_threads=self._num_threads):
-            self._write(index, load)
-            filled += 1
             nearest = min(int(self._table.pts.searchsorted(pts)), self._table.num_frames - 1)
+            closer = _first_between(decoded, index, nearest)
+            if closer is None:
+                self._write(index, load)
+            else:
+                self._copy(index, closer)
+            filled += 1
             replaced += nearest != index
             for row in self._rows[index]:
-                self.used[row] = nearest
+                self.used[row] = nearest if closer is None else closer
         replaced += len(lost) - filled
         if filled < len(lost) or replaced > _MAX_MISSING_SHARE * len(self._rows):
             text = f"{replaced} of the {len(self._rows)} wanted frames cannot be decoded"
@@ -245,6 +257,14 @@ class _Decode:
         if replaced:
             text = f"{replaced} frames cannot be decoded: the nearest that can were used"
             self.notes.append(Note("frames_not_decodable", text))
+
+
+def _first_between(decoded: list[int], wanted: int, found: int) -> int | None:
+    """The first of ``decoded`` (ascending) on the way from ``wanted`` to ``found``, which would overtake it."""
+    place = bisect(decoded, wanted)
+    if found > wanted:
+        return decoded[place] if place < len(decoded) and decoded[place] < found else None
+    return decoded[place - 1] if place > 0 and decoded[place - 1] > found else None
 
 
 def _output(plan: VideoPlan, out: torch.Tensor | None) -> torch.Tensor:

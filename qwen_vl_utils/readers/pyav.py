@@ -154,7 +154,8 @@ def _nearest_from(
                 yield waiting.pop(0), time, convert.loader(frame)
             if not waiting:
                 return
-            before = (time, frame)
+            if before is None or time >= before[0]:  # damaged streams give times that run back
+                before = (time, frame)
     if before is not None:
         for index in waiting:
             yield index, before[0], convert.loader(before[1])

@@ -141,6 +141,26 @@ def write_size_change(path: Path, first: tuple[int, int], second: tuple[int, int
     return path
 
 
+def write_shuffled(path: Path, codec: str, *, order: Sequence[int], damaged: int) -> Path:
+    """Matroska at 25 frames per second whose frames lie, and are decoded, in ``order``; one of them is zeros."""
+    pixel_format = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.height, encoder.width, encoder.pix_fmt = 96, 160, pixel_format
+    encoder.time_base, encoder.framerate, encoder.bit_rate = Fraction(1, 25), Fraction(25), 3_000_000
+    encoder.gop_size, encoder.max_b_frames = 100, 0
+    frames = [av.VideoFrame.from_ndarray(picture(number, 96, 160), format="rgb24") for number in order]
+    packets = [packet for frame in [*frames, None] for packet in encoder.encode(frame)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, pixel_format
+        for place, (number, packet) in enumerate(zip(order, packets, strict=True)):
+            copy = av.Packet(bytes(packet.size) if number == damaged else bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = stream, Fraction(1, 25), packet.is_keyframe
+            copy.pts, copy.dts = number + len(order), place
+            container.mux(copy)
+    return path
+
+
 VARIABLE_TIMES: Sequence[float] = tuple(
     [i * 0.1 for i in range(20)] + [2.0 + i / 30 for i in range(30)] + [3.0 + i * 0.2 for i in range(10)]
 )

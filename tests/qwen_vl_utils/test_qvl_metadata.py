@@ -12,10 +12,12 @@ from qwen_vl_utils import (
     NotAVideoError,
     NoVideoStreamError,
     TruncatedError,
+    UnsupportedCodecError,
     VideoError,
     probe_video,
     scan_frames,
 )
+from qwen_vl_utils.metadata import open_container
 
 PLAIN = Clip("plain.mp4")
 
@@ -115,6 +117,22 @@ def test_a_file_name_is_never_a_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError):
         probe_video(f"concat:{inner.name}")
+
+
+def test_a_codec_that_is_not_accepted_is_refused_before_any_decoder_sees_it(tmp_path):
+    path = write_clip(tmp_path, Clip("odd.avi", codec="cljr", pixel_format="yuv411p", bframes=0, num_frames=2))
+    with open_container(path) as container:
+        assert container.streams.video[0].codec_context.pix_fmt is None, "FFmpeg looks into frames for it"
+    for read in (probe_video, scan_frames):
+        with pytest.raises(UnsupportedCodecError, match=r"odd\.avi: open: video codec cljr is not accepted"):
+            read(path)
+
+
+def test_a_codec_without_a_decoder_is_told(make_clip, tmp_path):
+    path = tmp_path / "new.mp4"
+    path.write_bytes(make_clip(PLAIN).read_bytes().replace(b"avc1", b"zzz9"))
+    with pytest.raises(UnsupportedCodecError, match=r"new\.mp4: open: there is no decoder"):
+        probe_video(path)
 
 
 def test_a_container_cut_before_its_index_is_no_video(make_clip, tmp_path):

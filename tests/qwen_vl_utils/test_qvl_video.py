@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from qvl_clips import VARIABLE_TIMES, Clip, available_backends, numbers, write_size_change
+from qvl_clips import VARIABLE_TIMES, Clip, available_backends, numbers, write_shuffled, write_size_change
 from support import require
 
 from qwen_vl_utils import (
@@ -151,6 +151,22 @@ def test_a_damaged_middle_gives_the_nearest_frames(make_clip, tmp_path, backend)
     assert len(video.frames) == len(video.frames_indices) == len(video.pts_seconds) == 30
 
 
+@pytest.mark.parametrize(
+    ("codec", "order", "damaged", "used"),
+    [
+        ("mjpeg", (0, 1, 6, 2, 3, 4, 5, 7), 2, [0, 5, 5, 7]),  # 6 is the next to be decoded, 5 is nearer
+        ("mpeg2video", (0, 1, 2, 3, 6, 5, 4, 7), 7, [0, 2, 5, 6]),  # 4 is the last to be decoded, 6 is nearer
+    ],
+)
+def test_replacements_stay_in_order(tmp_path, codec, order, damaged, used):
+    """Of a damaged file whose frames lie in another order than their times."""
+    path = write_shuffled(tmp_path / "shuffled.mkv", codec, order=order, damaged=damaged)
+    video = read_video(path, sampling=SamplingOptions(nframes=4, **OWN_SIZE), backend="pyav")
+    assert numbers(video.frames) == video.frames_indices == used
+    assert video.pts_seconds == pytest.approx([index / 25 for index in used], abs=1e-3)
+    assert "frames_not_decodable" in [note.code for note in video.notes]
+
+
 def test_a_stream_of_rubbish_is_a_decode_error(make_clip, tmp_path, backend):
     clip = Clip("front.mp4", num_frames=100, container_options={"movflags": "faststart"})
     content = bytearray(make_clip(clip).read_bytes())
@@ -178,6 +194,8 @@ def test_frames_can_be_written_into_given_memory(make_clip):
     assert video.frames.data_ptr() == memory.data_ptr()
     assert numbers(video.frames) == video.frames_indices
     assert memory[video.frames.numel()] == 7
+    video = read_video(make_clip(Clip("h264.mp4")), out=lambda plan: memory[: plan.num_bytes])
+    assert video.frames.data_ptr() == memory.data_ptr()
     with pytest.raises(ValueError, match="out must be"):
         read_video(make_clip(Clip("h264.mp4")), out=torch.empty(10, dtype=torch.uint8))
 

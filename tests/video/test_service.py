@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from video_clips import Local, image_bytes, local, local_bytes, write_clip, write_sound
+from video_clips import (
+    Local,
+    image_bytes,
+    local,
+    local_bytes,
+    promise_one_second,
+    write_clip,
+    write_sound,
+    write_variable_rate,
+)
 
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
 from tru_vlm.types import VideoParams
@@ -195,6 +204,37 @@ def test_ceilings(run: Run, service: VideoService, tmp_path: Path) -> None:
             with pytest.raises(InvalidRequestError, match="at most 1000000 pixels") as caught:
                 await service.inspect(large)
             assert caught.value.code == "frame_too_large"
+        crowded = write_clip(tmp_path / "crowded.mkv", num_frames=2, num_streams=4)
+        with pytest.raises(InvalidRequestError, match="4 streams; at most 3 are accepted") as caught:
+            await service.inspect(crowded)
+        assert caught.value.code == "too_many_streams"
+
+    run(scenario())
+
+
+def test_a_header_that_promises_less_does_not_pass_the_ceiling(run: Run, service: VideoService, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = promise_one_second(write_clip(tmp_path / "liar.mp4", num_frames=70, fps=1))
+        probe = await service.inspect(file)
+        assert probe.duration_seconds == 1.0
+        with pytest.raises(InvalidRequestError, match=r"The video is 70\.0 s long; at most 60 s") as caught:
+            await service.frames(file, probe, VideoParams(), BOUNDS, param="video_url")
+        assert (caught.value.code, caught.value.param) == ("video_too_long", "video_url")
+
+    run(scenario())
+
+
+def test_a_count_that_decoders_tell_differently(run: Run, service: VideoService, tmp_path: Path) -> None:
+    """At this rate one FFmpeg's duration of the last frame gives ten frames, another's eight."""
+
+    async def scenario() -> None:
+        file, times = write_variable_rate(tmp_path / "variable.mp4")
+        probe = await service.inspect(file)
+        with await service.frames(file, probe, VideoParams(fps=2.075), BOUNDS) as lease:
+            assert lease.info.num_frames in (8, 10)
+            assert len(np.load(lease.ref.path)) == lease.info.num_frames
+            expected = [times[index] for index in lease.ref.frames_indices]
+            assert lease.ref.timestamps_seconds == pytest.approx(expected, abs=2e-3)
 
     run(scenario())
 

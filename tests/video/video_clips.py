@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -44,17 +45,49 @@ def write_clip(
     height: int = 96,
     codec: str = "libx264",
     container: str | None = None,
+    num_streams: int = 1,
 ) -> Local:
     """A clip whose grey level grows with the frame number."""
     with av.open(str(path), "w", format=container) as output:
-        stream = output.add_stream(codec, rate=fps)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        streams = [output.add_stream(codec, rate=fps) for _ in range(num_streams)]
+        for stream in streams:
+            stream.width, stream.height = width, height
+            stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         for number in range(num_frames):
             picture = np.full((height, width, 3), 20 + number * 200 // num_frames, np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        output.mux(stream.encode(None))
+            for stream in streams:
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            output.mux(stream.encode(None))
     return local(path)
+
+
+def write_variable_rate(path: Path) -> tuple[Local, list[float]]:
+    """A clip whose last frame's duration FFmpeg versions tell differently; and the time of each frame in seconds."""
+    times = [i / 10 for i in range(20)] + [2 + i / 30 for i in range(30)] + [3 + i / 5 for i in range(10)]
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, seconds in enumerate(times):
+            picture = np.full((96, 160, 3), 20 + number * 200 // len(times), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(seconds * 1000), Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return local(path), times
+
+
+def promise_one_second(file: Local) -> Local:
+    """Overwrite the durations in the headers of an MP4; its frames' times stay."""
+    content = bytearray(file.path.read_bytes())
+    for name, scale_offset, duration_offset in ((b"mvhd", 16, 20), (b"mdhd", 16, 20)):
+        place = content.index(name)
+        content[place + duration_offset : place + duration_offset + 4] = content[
+            place + scale_offset : place + scale_offset + 4
+        ]
+    file.path.write_bytes(content)
+    return local(file.path)
 
 
 def write_sound(path: Path) -> Local:

@@ -44,8 +44,14 @@ class Decoder:
         if is_image:
             limit = request["max_source_pixels"]
             return reader.sample_image(path, sampling, out_path, max_source_pixels=limit).as_dict()
-        info = reader.sample_video(path, sampling, out_path, reader=self.reader, num_threads=self.num_threads)
-        return info.as_dict()
+        return reader.sample_video(
+            path,
+            sampling,
+            out_path,
+            reader=self.reader,
+            num_threads=self.num_threads,
+            max_video_seconds=request["max_video_seconds"],
+        ).as_dict()
 
 
 def serve(channel: socket.socket, decoder: Decoder, *, memory_bytes: int) -> int:

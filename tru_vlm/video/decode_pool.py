@@ -85,6 +85,7 @@ class DecodePool:
         *,
         num_threads: int | None = None,
         max_source_pixels: int = 8192 * 8192,
+        max_video_seconds: float = 4 * 3600.0,
     ) -> None:
         """Remember how; nothing starts before :meth:`start` or the first request.
 
@@ -95,9 +96,11 @@ class DecodePool:
             reader: which decoder.
             num_threads: threads of one process; the cores shared out among the processes by default.
             max_source_pixels: largest image that is decoded.
+            max_video_seconds: longest video that is decoded, whatever its header says.
         """
         self._timeout_seconds = timeout_seconds
         self._max_source_pixels = max_source_pixels
+        self._max_video_seconds = max_video_seconds
         threads = num_threads or max(1, _num_cores() // processes)
         self._cpu_seconds = timeout_seconds * (threads + 1)
         arguments = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads), "--reader", reader)
@@ -185,6 +188,7 @@ class DecodePool:
             "sampling": sampling.as_dict(),
             "out_path": str(out_path),
             "max_source_pixels": self._max_source_pixels,
+            "max_video_seconds": self._max_video_seconds,
         }
         info = SampledInfo.from_dict(await self._ask(request))
         self._num_decoded += 1

@@ -73,8 +73,9 @@ def client_error(failure: DecodeFailure, *, param: str) -> TruError:
         return UnsupportedMediaError(text, param=param, code=code if code == "image_too_large" else None)
     if code in _FIELD_OF:
         return InvalidRequestError(f"{_sentence(failure.detail)}.", param=_FIELD_OF[code])
-    if code in ("aspect_ratio_too_large", "empty_size", "invalid_size"):
-        return InvalidRequestError(f"{_sentence(failure.detail)}.", param=param)
+    if code in ("aspect_ratio_too_large", "empty_size", "invalid_size", "video_too_long"):
+        text = f"{_sentence(failure.detail)}."
+        return InvalidRequestError(text, param=param, code=code if code == "video_too_long" else None)
     if code == "storage_full":
         return UnavailableError(
             "The server has no disk space left for the frames; try again later.",
@@ -82,6 +83,11 @@ def client_error(failure: DecodeFailure, *, param: str) -> TruError:
             retry_after_seconds=RETRY_SECONDS,
         )
     return InternalError()
+
+
+def too_long(seconds: float, limit: float) -> str:
+    """What is said of a video over the limit."""
+    return f"the video is {seconds:.1f} s long; at most {limit:g} s is accepted"
 
 
 def _sentence(detail: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 import qwen_vl_utils as qwen
-from tru_vlm.video.failures import DecodeFailure
+from tru_vlm.video.failures import DecodeFailure, too_long
 from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, SamplingPlan, num_visual_tokens
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -156,35 +156,42 @@ def plan_image(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str,
 
 
 def sample_video(
-    path: Path, sampling: EffectiveSampling, out_path: Path, *, reader: str, num_threads: int
+    path: Path,
+    sampling: EffectiveSampling,
+    out_path: Path,
+    *,
+    reader: str,
+    num_threads: int,
+    max_video_seconds: float,
 ) -> SampledInfo:
     """Decode a video's sampled frames into a new ``.npy`` file, uint8 (T, 3, H, W).
 
     Raises:
-        DecodeFailure: the file cannot be decoded, the options do not fit it, or the disk is full.
+        DecodeFailure: the file cannot be decoded, the options do not fit it, it is longer than its header said and
+            than ``max_video_seconds``, or the disk is full.
     """
-    options = _options(sampling)
-    with video_errors():
-        # The size must be known before the file can be made; reading the packets again is cheap beside decoding.
-        plan = _exact_plan(path, options, sampling.patch_size)
-        _check_count(sampling, plan)
-        shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
-        with npy_file(out_path, shape) as frames:
-            sampled = qwen.read_video(
-                path,
-                sampling=options,
-                image_patch_size=sampling.patch_size,
-                backend=None if reader == "auto" else reader,
-                num_threads=num_threads,
-                out=torch.from_numpy(frames),
-            )
-    if tuple(sampled.frames.shape) != shape:
-        raise DecodeFailure("internal", "the frames have another shape than was planned", stage="decode")
+    with ExitStack() as held, video_errors():
+
+        def room(plan: qwen.VideoPlan) -> torch.Tensor:
+            _check_duration(plan, max_video_seconds)
+            _check_count(sampling, plan)
+            shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
+            return torch.from_numpy(held.enter_context(npy_file(out_path, shape)))
+
+        sampled = qwen.read_video(
+            path,
+            sampling=_options(sampling),
+            image_patch_size=sampling.patch_size,
+            backend=None if reader == "auto" else reader,
+            num_threads=num_threads,
+            out=room,
+        )
+    num_frames, _, height, width = sampled.frames.shape
     return SampledInfo(
         kind="video",
-        num_frames=shape[0],
-        height=shape[2],
-        width=shape[3],
+        num_frames=num_frames,
+        height=height,
+        width=width,
         source_height=sampled.source_height,
         source_width=sampled.source_width,
         decoder=sampled.backend,
@@ -266,10 +273,11 @@ def _options(sampling: EffectiveSampling) -> qwen.SamplingOptions:
     )
 
 
-def _exact_plan(path: Path, options: qwen.SamplingOptions, patch_size: int) -> qwen.VideoPlan:
-    table = qwen.scan_frames(path)
-    times = table.times().tolist() if table.is_variable_rate else None
-    return qwen.plan_video(table, options, image_patch_size=patch_size, times=times)
+def _check_duration(plan: qwen.VideoPlan, limit: float) -> None:
+    """Refuse what is too long by its frames' times; the header may have promised less."""
+    seconds = plan.total_num_frames / plan.source_fps
+    if seconds > limit:
+        raise DecodeFailure("video_too_long", too_long(seconds, limit), stage="sample")
 
 
 def _check_count(sampling: EffectiveSampling, plan: qwen.VideoPlan) -> None:

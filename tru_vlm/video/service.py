@@ -17,7 +17,7 @@ from typing import Self
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
 from tru_vlm.types import FramesRef, VideoInfo, VideoParams
 from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
-from tru_vlm.video.failures import DecodeFailure, client_error
+from tru_vlm.video.failures import DecodeFailure, client_error, too_long
 from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease
 from tru_vlm.video.media import (
     EffectiveSampling,
@@ -117,6 +117,7 @@ class VideoService:
             decode_memory_bytes,
             reader,
             max_source_pixels=max_source_pixels,
+            max_video_seconds=max_video_seconds,
         )
         self._cache = FrameCache(Path(frames_dir), frame_cache_bytes)
         self._reader_setting = reader
@@ -242,10 +243,8 @@ class VideoService:
 
     def _check_ceilings(self, probe: MediaProbe, param: str) -> None:
         if probe.duration_seconds is not None and probe.duration_seconds > self._max_video_seconds:
-            text = (
-                f"The video is {probe.duration_seconds:.1f} s long; at most {self._max_video_seconds:g} s is accepted."
-            )
-            raise InvalidRequestError(text, param=param, code="video_too_long")
+            failure = DecodeFailure("video_too_long", too_long(probe.duration_seconds, self._max_video_seconds))
+            raise client_error(failure, param=param)
         if probe.width * probe.height > self._max_source_pixels:
             text = f"A frame is {probe.width} x {probe.height}; at most {self._max_source_pixels} pixels are accepted."
             raise InvalidRequestError(text, param=param, code="frame_too_large")
