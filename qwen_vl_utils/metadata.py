@@ -446,7 +446,8 @@ class _PacketLog:
                     continue  # PyAV's flush marker
                 self._add(packet)
         except av.error.FFmpegError as cause:
-            return cause
+            # Its traceback leads to the caller's frame, which will hold it: a ring that keeps the caller's memory.
+            return cause.with_traceback(None)
         return None
 
     def _add(self, packet: av.Packet) -> None:

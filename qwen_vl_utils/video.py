@@ -210,7 +210,7 @@ class _Decode:
             worker.join()
             torch.set_num_threads(torch_threads)
         if failure:
-            raise failure[0]
+            raise failure.pop()  # left in the list, it would hold this frame, and the frame the list
         return done
 
     def _write(self, index: int, load: FrameLoader) -> None:

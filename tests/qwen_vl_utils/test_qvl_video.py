@@ -1,5 +1,8 @@
 """Files to frames: the right frames, from every decoder, at small memory."""
 
+import gc
+import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from qwen_vl_utils import (
     VideoError,
     read_video,
 )
+from qwen_vl_utils import video as video_module
 
 # Sizes at which the bar code survives: no pixel budget, the picture's own size.
 OWN_SIZE = {"resized_height": 96, "resized_width": 160}
@@ -198,6 +202,47 @@ def test_frames_can_be_written_into_given_memory(make_clip):
     assert video.frames.data_ptr() == memory.data_ptr()
     with pytest.raises(ValueError, match="out must be"):
         read_video(make_clip(Clip("h264.mp4")), out=torch.empty(10, dtype=torch.uint8))
+
+
+@pytest.fixture
+def only_reference_counts() -> Iterator[None]:
+    """No collection of reference rings: what is let go of must be free at once."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def unreadable_tail(content: bytes) -> bytes:
+    """A fragmented MP4 whose last fragment promises a frame of 2 GiB, in the table of its sizes: reading ends there."""
+    first_size = content.rindex(b"trun") + 20
+    return content[:first_size] + b"\x7f\xff\xff\xff" + content[first_size + 4 :]
+
+
+def test_memory_is_free_as_soon_as_it_is_let_go_of(make_clip, tmp_path, backend, only_reference_counts, caplog):
+    caplog.set_level("ERROR", logger="qwen_vl_utils")  # pytest keeps the exceptions that are logged
+    whole = make_clip(Clip("frag.mp4", container_options={"movflags": "frag_keyframe+empty_moov"}))
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(unreadable_tail(whole.read_bytes()))
+    for path in (whole, broken):
+        memory = torch.empty(4_000_000, dtype=torch.uint8)
+        let_go = weakref.ref(memory)
+        read_video(path, sampling=SamplingOptions(nframes=4, **OWN_SIZE), backend=backend, out=memory)
+        del memory
+        assert let_go() is None, path.name
+
+
+def test_memory_is_free_after_a_failure(make_clip, monkeypatch, only_reference_counts):
+    def fail(picture, out):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(video_module, "resize_into", fail)
+    memory = torch.empty(4_000_000, dtype=torch.uint8)
+    let_go = weakref.ref(memory)
+    with pytest.raises(RuntimeError, match="no room"):
+        read_video(make_clip(Clip("h264.mp4")), backend="pyav", out=memory)
+    del memory
+    assert let_go() is None
 
 
 def test_torch_keeps_its_threads(make_clip):
