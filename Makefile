@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ORACLE ?= .venv-oracle
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint types imports score clean
+.PHONY: help serve test fuzz oracle check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -40,6 +40,10 @@ serve: $(VENV)/.serve  ## install, start the server, print the page's address
 test: $(VENV)/.dev  ## install and run all tests
 	@TRU_ORACLE_PYTHON=$${TRU_ORACLE_PYTHON:-$$(test -x $(ORACLE)/bin/python && echo $(CURDIR)/$(ORACLE)/bin/python)} \
 	  $(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a random one, printed)
+	$(BIN)/python -m pytest -n 0 tests/video/test_fuzz.py --fuzz-files $${FILES:-5000} \
+	  --fuzz-seed $${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} $(ARGS)
 
 oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
 

@@ -1,4 +1,4 @@
-"""One real server for the tests that need it."""
+"""One real server for the tests that need it, and the options of the fuzz run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 from support import Server, start_server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fuzz", "damaged files (tests/video/test_fuzz.py)")
+    group.addoption("--fuzz-files", type=int, default=250, help="how many to decode (default: 250)")
+    group.addoption("--fuzz-seed", type=int, default=1, help="which ones (default: 1)")
+    group.addoption("--fuzz-only", type=int, metavar="NUMBER", help="only this one")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuzz: {config.option.fuzz_files} files, seed {config.option.fuzz_seed}"
 
 
 @pytest.fixture(scope="session")
