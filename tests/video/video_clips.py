@@ -78,6 +78,23 @@ def write_variable_rate(path: Path) -> tuple[Local, list[float]]:
     return local(path), times
 
 
+def write_long_clip(path: Path, piece: Local, *, seconds: int) -> Local:
+    """The packets of ``piece`` again and again, with later times: hours in a second."""
+    with av.open(str(piece.path)) as source, av.open(str(path), "w") as output:
+        stream = source.streams.video[0]
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        target = output.add_stream_from_template(stream)
+        length = stream.duration
+        for turn in range(round(seconds / (length * stream.time_base))):
+            for packet in packets:
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts = packet.pts + turn * length, packet.dts + turn * length
+                copy.duration, copy.time_base, copy.stream = packet.duration, stream.time_base, target
+                copy.is_keyframe = packet.is_keyframe
+                output.mux(copy)
+    return local(path)
+
+
 def promise_one_second(file: Local) -> Local:
     """Overwrite the durations in the headers of an MP4; its frames' times stay."""
     content = bytearray(file.path.read_bytes())
