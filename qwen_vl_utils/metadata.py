@@ -134,7 +134,7 @@ class FrameTable:
     num_packets: int
     transform: DisplayTransform
     is_counted: bool = False
-    """The packets carry no time: pts are 0..N-1 in the order in which frames leave the decoder."""
+    """The packets' times do not help: pts are 0..N-1 in the order in which frames leave the decoder."""
 
     @property
     def num_frames(self) -> int:
@@ -339,8 +339,9 @@ def scan_frames(source: str | Path) -> FrameTable:
     """Times and order of every frame of ``source``, from its packets: the file is read once, nothing is decoded.
 
     What counts as a frame equals torchcodec's exact scan: all packets of the best video stream but those that an edit
-    list discards, ordered by pts (dts where there is none). Where packets carry no time at all, the frames are decoded
-    and counted. Raises what ``probe_video`` raises, and TruncatedError when no frame is left.
+    list discards, ordered by pts (dts where there is none). Where packets carry no time, or none that tells the order
+    of presentation, the frames are decoded and counted. Raises what ``probe_video`` raises, and TruncatedError when no
+    frame is left.
     """
     path = check_file(source)
     with open_container(path) as container:
@@ -350,16 +351,31 @@ def scan_frames(source: str | Path) -> FrameTable:
         cause = packets.read(container, stream)
         time_base = Fraction(stream.time_base or Fraction(1, 1_000_000))
         codec = stream.codec_context.codec.canonical_name
+        reorders = bool(stream.codec_context.has_b_frames)
     transform = known if known is not None else _decoded_transform(path, probe)
-    if len(packets.pts) > 0:
+    if len(packets.pts) > 0 and not (reorders and _hides_order(probe, codec, packets.pts)):
         return packets.table(path=path, probe=probe, time_base=time_base, codec=codec, transform=transform)
     if packets.num_packets == 0:
         raise TruncatedError("the header is there, but no frame is", file=path, stage="probe", cause=cause)
     return _counted_table(path, probe, transform, num_packets=packets.num_packets)
 
 
+def _hides_order(probe: VideoProbe, codec: str, pts: array[int]) -> bool:
+    """Whether the packets' times only count them, in the order in which they are decoded.
+
+    AVI and ASF have no place for a time of presentation. FFmpeg works it out from the type of each picture, but not for
+    these two codecs, whose B pictures may be referred to.
+    """
+    if probe.format_name not in ("avi", "asf") or codec not in ("h264", "hevc"):
+        return False
+    return bool(np.all(np.diff(np.array(pts, dtype=np.int64)) > 0))
+
+
 def _counted_table(path: Path, probe: VideoProbe, transform: DisplayTransform, *, num_packets: int) -> FrameTable:
-    """Table of a stream whose packets carry no time (raw H.264, H.265): its frames are decoded and counted."""
+    """Table of a stream whose packets carry no time that helps (raw H.264, H.264 with B pictures in AVI).
+
+    Its frames are decoded and counted.
+    """
     with open_container(path) as container:
         stream = best_video_stream(container, path)
         count = sum(1 for _ in decoded_frames(container, stream))

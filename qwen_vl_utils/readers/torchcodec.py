@@ -24,6 +24,9 @@ _FAILURES = (RuntimeError, ValueError, IndexError)
 _SAME_TIME_SECONDS = 5e-4
 """Above any rounding of seconds, below any frame's duration."""
 
+_CONTAINERS_WITHOUT_INDEX = frozenset({"mpegts", "mpeg"})
+"""There torchcodec's seeks miss: it gives later frames or, of HEVC, grey pictures with the right time."""
+
 
 class TorchCodecReader:
     """See ``VideoReader``. Frames are taken one at a time, so that only one is ever held at full size."""
@@ -44,7 +47,7 @@ class TorchCodecReader:
 
     def _decoder(self, table: FrameTable, num_threads: int) -> VideoDecoder | None:
         """A decoder that counts the frames that ``table`` counts; None otherwise: an index would mean another frame."""
-        if table.is_counted:
+        if table.is_counted or table.probe.format_name in _CONTAINERS_WITHOUT_INDEX:
             return None
         try:
             decoder = self._decoder_class(
@@ -107,7 +110,7 @@ def _frame(decoder: VideoDecoder, index: int, *, seconds: float) -> torch.Tensor
     except _FAILURES as cause:
         logger.debug("frame %d cannot be decoded: %s", index, cause)
         return None
-    # At a gap, and where a seek lands elsewhere (mpegts), torchcodec gives another frame.
+    # At a gap, and where a seek lands elsewhere, torchcodec gives another frame.
     data: torch.Tensor = frame.data
     return data if abs(frame.pts_seconds - seconds) < _SAME_TIME_SECONDS else None
 

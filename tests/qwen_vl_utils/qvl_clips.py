@@ -6,6 +6,7 @@ undone, and lossy encoding. The lower half is a gradient with a moving block, so
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,7 +28,10 @@ def available_backends() -> list[str]:
 
 @dataclass(frozen=True)
 class Clip:
-    """How to make one clip. ``times``: seconds of each frame, for a variable rate; turn, flip: display matrix."""
+    """How to make one clip. ``times``: seconds of each frame, for a variable rate; turn, flip: display matrix.
+
+    cut: (first, count) of the frames that an MP4's edit list leaves.
+    """
 
     name: str
     codec: str = "libx264"
@@ -41,6 +45,7 @@ class Clip:
     turn: int = 0
     flip: bool = False
     times: tuple[float, ...] | None = None
+    cut: tuple[int, int] | None = None
     options: dict[str, str] = field(default_factory=dict)
     container_options: dict[str, str] = field(default_factory=dict)
 
@@ -94,7 +99,23 @@ def write_clip(folder: Path, clip: Clip) -> Path:
             frame.time_base = time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    if clip.cut is not None:
+        _cut_by_edit_list(path, *clip.cut, fps=clip.fps)
     return path
+
+
+def _cut_by_edit_list(path: Path, first: int, count: int, *, fps: Fraction) -> None:
+    """Change the one entry of the edit list (ISO/IEC 14496-12, 8.6.6); its media time begins at the first frame."""
+    content = bytearray(path.read_bytes())
+    movie_scale, media_scale = (
+        struct.unpack_from(">I", content, content.index(box) + 16)[0] for box in (b"mvhd", b"mdhd")
+    )
+    entry = content.index(b"elst") + 12
+    (media_time,) = struct.unpack_from(">i", content, entry + 4)
+    struct.pack_into(
+        ">Ii", content, entry, round(count * movie_scale / fps), round(media_time + first * media_scale / fps)
+    )
+    path.write_bytes(content)
 
 
 def _options(clip: Clip) -> dict[str, str]:
