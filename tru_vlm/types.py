@@ -28,6 +28,7 @@ class VideoParams:
         min_pixels, max_pixels: bounds on height x width of one resized frame.
         total_pixels: budget for the whole video, in pixels of temporally merged frames.
         video_start, video_end: the span to look at, seconds from the start of the file.
+        fit: take less, and say so, where more was asked for than the ceilings, the file or the context allow.
     """
 
     fps: float | None = None
@@ -39,6 +40,7 @@ class VideoParams:
     total_pixels: int | None = None
     video_start: float | None = None
     video_end: float | None = None
+    fit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

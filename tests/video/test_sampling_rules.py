@@ -89,6 +89,37 @@ def test_what_cannot_be_done_is_refused_by_name(params: VideoParams, field: str)
     assert caught.value.param == f"video_params.{field}"
 
 
+@pytest.mark.parametrize(
+    ("params", "lowered", "note"),
+    [
+        (VideoParams(nframes=201), 200, "nframes was lowered from 201 to 200, the server's limit"),
+        (VideoParams(min_frames=201), 200, "min_frames was lowered from 201 to 200 (max_frames)"),
+        (VideoParams(min_pixels=200_000), 100_000, "min_pixels was lowered from 200000 to 100000 (max_pixels)"),
+    ],
+)
+def test_what_is_too_large_is_lowered_with_fit_and_the_refusal_offers_it(
+    params: VideoParams, lowered: int, note: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match="fit"):
+        settle_sampling(PROBE, params, BOUNDS)
+    sampling, notes = settle_sampling(PROBE, replace(params, fit=True), BOUNDS)
+    assert notes == (note,)
+    assert getattr(sampling, note.partition(" ")[0]) == lowered
+
+
+def test_an_odd_ceiling_is_not_passed_by_rounding() -> None:
+    assert settle_sampling(PROBE, VideoParams(nframes=300, fit=True), replace(BOUNDS, max_frames=203))[0].nframes == 202
+
+
+def test_fit_leaves_contradictions_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="video_start"):
+        settle_sampling(PROBE, VideoParams(video_start=10.0, fit=True), BOUNDS)
+
+
+def test_fit_alone_changes_nothing() -> None:
+    assert settle_sampling(PROBE, VideoParams(fit=True), BOUNDS) == settle_sampling(PROBE, VideoParams(), BOUNDS)
+
+
 def test_a_file_that_tells_nothing_is_left_to_the_decoder() -> None:
     silent = replace(PROBE, duration_seconds=None, average_fps=None, num_frames=None)
     assert settle_sampling(silent, VideoParams(video_start=50.0, nframes=200), BOUNDS)[0].nframes == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,20 @@ import pytest
 from PIL import Image
 from video_clips import (
     Local,
+    holds,
     image_bytes,
     local,
     local_bytes,
     promise_one_second,
     write_clip,
+    write_liar,
     write_sound,
     write_variable_rate,
 )
 
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
 from tru_vlm.types import VideoParams
-from tru_vlm.video.media import SamplingBounds
+from tru_vlm.video.media import SamplingBounds, VideoAllowance
 from tru_vlm.video.media_type import ACCEPTED
 from tru_vlm.video.service import VideoService, content_key
 
@@ -149,6 +152,90 @@ def test_options_that_do_not_fit_the_clip(
         with pytest.raises(InvalidRequestError) as caught:
             await service.frames(clip, probe, params, BOUNDS)
         assert (caught.value.param, caught.value.status) == (param, 400)
+
+    run(scenario())
+
+
+FIT = VideoParams(fit=True)
+
+
+@pytest.mark.parametrize(
+    ("told_seconds", "real_frames"),
+    [(1.0, 1000), (40.0, 50), (2.0, 60)],
+    ids=["far too little", "far too much", "a little too little"],
+)
+def test_frames_keep_to_their_bounds_also_where_the_header_lies(
+    run: Run, service: VideoService, tmp_path: Path, told_seconds: float, real_frames: int
+) -> None:
+    async def scenario() -> None:
+        file = write_liar(tmp_path / "liar.mkv", seconds=told_seconds, num_frames=real_frames)
+        probe = await service.inspect(file)
+        assert probe.num_frames == told_seconds * 25
+        wishes = (FIT, VideoParams(fit=True, nframes=20), VideoParams(fit=True, fps=25.0))
+        for params, room in itertools.product(wishes, (400, 100, 30)):
+            allowance = VideoAllowance(room, timestamp_tokens=9)
+            assert holds(allowance, service.plan(probe, params, BOUNDS, allowance=allowance))
+            with await service.frames(file, probe, params, BOUNDS, allowance=allowance) as lease:
+                info = lease.info
+                assert holds(allowance, info)
+                assert info.num_frames >= 2
+                assert max(info.frame_timestamps) <= real_frames / 25
+
+    run(scenario())
+
+
+def test_a_fit_says_what_it_reduced_and_has_frames_of_its_own(run: Run, service: VideoService, clip: Local) -> None:
+    async def scenario() -> None:
+        probe = await service.inspect(clip)
+        keys = {}
+        tight = VideoAllowance(40, timestamp_tokens=9)
+        for name, allowance in (("all", None), ("less", tight), ("less again", tight)):
+            with await service.frames(clip, probe, FIT, BOUNDS, allowance=allowance) as lease:
+                keys[name] = lease.ref.content_key
+                notes = " ".join(lease.info.notes)
+                is_smaller = (lease.info.height, lease.info.width) != (96, 160)
+            assert is_smaller == (allowance is tight)
+            assert ("the frames' size was lowered from 160 x 96 to" in notes) == is_smaller
+        with await service.frames(clip, probe, VideoParams(), BOUNDS) as lease:
+            keys["unfitted"] = lease.ref.content_key
+        assert keys["all"] == keys["unfitted"] != keys["less"] == keys["less again"]
+
+    run(scenario())
+
+
+def test_more_than_the_clip_or_the_server_has_is_lowered_on_request(
+    run: Run, service: VideoService, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        short = write_clip(tmp_path / "short.mp4", num_frames=11)
+        probe = await service.inspect(short)
+        for params, num_frames, words in (
+            (VideoParams(nframes=20, fit=True), 10, "20 frames asked for, 11 available: 10 used"),
+            (VideoParams(nframes=1000, fit=True), 10, "nframes was lowered from 1000 to 24, the server's limit"),
+            (VideoParams(nframes=8, video_start=0.3, fit=True), 2, "8 frames asked for, 3 available: 2 used"),
+            (VideoParams(min_frames=30, fit=True), 10, "min_frames was lowered from 30 to 24 (max_frames)"),
+        ):
+            for allowance in (None, VideoAllowance(200, timestamp_tokens=9)):
+                planned = service.plan(probe, params, BOUNDS, allowance=allowance)
+                with await service.frames(short, probe, params, BOUNDS, allowance=allowance) as lease:
+                    assert lease.info.num_frames == planned.num_frames == num_frames
+                    if allowance is None:
+                        assert words in lease.info.notes
+                    asked = str(params.nframes or params.min_frames)
+                    assert any(asked in note for note in lease.info.notes)
+
+    run(scenario())
+
+
+def test_a_video_that_is_longer_than_its_header_tells_is_still_too_long(
+    run: Run, service: VideoService, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        file = write_liar(tmp_path / "long.mkv", seconds=2, num_frames=70, fps=1)
+        probe = await service.inspect(file)
+        with pytest.raises(InvalidRequestError, match=r"70\.0 s long; at most 60 s") as caught:
+            await service.frames(file, probe, VideoParams(), BOUNDS)
+        assert (caught.value.code, caught.value.param) == ("video_too_long", "video")
 
     run(scenario())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
+from tru_vlm.types import VideoInfo
+from tru_vlm.video.media import SamplingPlan, VideoAllowance
 
 MEMORY_BYTES = 8 << 30
 """Address space of a decode process in these tests."""
@@ -105,6 +109,21 @@ def promise_one_second(file: Local) -> Local:
         ]
     file.path.write_bytes(content)
     return local(file.path)
+
+
+def write_liar(path: Path, *, seconds: float, num_frames: int, fps: int = 25) -> Local:
+    """A Matroska clip whose header tells another length, ``seconds``, than its frames have."""
+    content = write_clip(path, num_frames=num_frames, fps=fps, container="matroska").path.read_bytes()
+    # Segment\Info\Duration: id 0x4489, 8 bytes of float, in milliseconds (RFC 9559, 5.1.2.10).
+    place = content.index(b"\x44\x89\x88") + 3
+    path.write_bytes(content[:place] + struct.pack(">d", seconds * 1000) + content[place + 8 :])
+    return local(path)
+
+
+def holds(allowance: VideoAllowance, frames: SamplingPlan | VideoInfo) -> bool:
+    """Whether frames keep to what they were allowed."""
+    num_pairs = -(-frames.num_frames // 2)
+    return frames.video_tokens + num_pairs * allowance.timestamp_tokens <= allowance.tokens
 
 
 def write_sound(path: Path) -> Local:

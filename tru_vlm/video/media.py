@@ -85,12 +85,33 @@ class SamplingBounds:
     image_min_pixels: int | None = None
     image_max_pixels: int | None = None
 
+    def pixels_of(self, kind: MediaKind) -> tuple[int, int]:
+        """(min, max) of height x width of one video frame, or of one image."""
+        if kind == "video":
+            return self.min_pixels, self.max_pixels
+        low, high = self.image_min_pixels, self.image_max_pixels
+        return low if low is not None else self.min_pixels, high if high is not None else self.max_pixels
+
+
+@dataclass(frozen=True, slots=True)
+class VideoAllowance:
+    """What a model's context has left for one video or image, beside the text and the answer.
+
+    Attributes:
+        tokens: for visual tokens and timestamps together.
+        timestamp_tokens: most tokens that the text of one pair of frames takes; 0 for an image.
+    """
+
+    tokens: int
+    timestamp_tokens: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class EffectiveSampling:
     """Final options: a request's, filled in with defaults and cut to the ceilings.  Part of the cache key.
 
     Attributes are those of :class:`tru_vlm.types.VideoParams`; ``patch_size`` as in :class:`SamplingBounds`.
+    ``takes_fewer``: a file with fewer than ``nframes`` frames gives what it has, instead of being refused.
     """
 
     kind: MediaKind
@@ -104,6 +125,7 @@ class EffectiveSampling:
     max_frames: int | None = None
     video_start: float | None = None
     video_end: float | None = None
+    takes_fewer: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 import qwen_vl_utils as qwen
+from qwen_vl_utils.constants import TOTAL_PIXELS_SHARE
 from tru_vlm.video.failures import DecodeFailure, too_long
 from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, SamplingPlan, num_visual_tokens
 
@@ -110,7 +111,7 @@ def probe_image(path: Path) -> MediaProbe:
     )
 
 
-def plan_video(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str, ...]) -> SamplingPlan:
+def plan_video(probe: MediaProbe, sampling: EffectiveSampling) -> SamplingPlan:
     """What would be sampled of a video, by arithmetic alone.
 
     Raises:
@@ -137,11 +138,17 @@ def plan_video(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str,
         sample_fps=plan.sample_fps,
         video_start=sampling.video_start or 0.0,
         video_end=end,
-        notes=notes + tuple(note.message for note in plan.notes),
+        notes=tuple(note.message for note in plan.notes),
     )
 
 
-def plan_image(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str, ...]) -> SamplingPlan:
+def default_total_pixels(patch_size: int) -> int:
+    """What ``total_pixels`` stands for when nobody sets it."""
+    factor = qwen.SPATIAL_MERGE_SIZE * patch_size
+    return int(qwen.MODEL_SEQ_LEN * factor**2 * TOTAL_PIXELS_SHARE)
+
+
+def plan_image(probe: MediaProbe, sampling: EffectiveSampling) -> SamplingPlan:
     """The size and tokens that an image would have.
 
     Raises:
@@ -152,7 +159,7 @@ def plan_image(probe: MediaProbe, sampling: EffectiveSampling, notes: tuple[str,
         size = qwen.smart_resize(probe.height, probe.width, factor, sampling.min_pixels, sampling.max_pixels)
     height, width = max(factor, size[0]), max(factor, size[1])
     tokens = num_visual_tokens(num_frames=1, height=height, width=width, patch_size=sampling.patch_size)
-    return SamplingPlan(kind="image", num_frames=1, height=height, width=width, video_tokens=tokens, notes=notes)
+    return SamplingPlan(kind="image", num_frames=1, height=height, width=width, video_tokens=tokens)
 
 
 def sample_video(
@@ -283,8 +290,8 @@ def _check_duration(plan: qwen.VideoPlan, limit: float) -> None:
 def _check_count(sampling: EffectiveSampling, plan: qwen.VideoPlan) -> None:
     """Refuse an exact count that the span does not hold; the header may have promised more."""
     wanted, available = sampling.nframes, plan.num_source_frames
-    if wanted is not None and wanted > max(available, 2):
-        text = f"nframes is {wanted}; the video has {available} frames in this span"
+    if wanted is not None and wanted > max(available, 2) and not sampling.takes_fewer:
+        text = f"nframes is {wanted}; the video has {available} frames in this span; with fit, all of them are taken"
         raise DecodeFailure("invalid_frame_count", text, stage="sample")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Self
@@ -18,6 +19,7 @@ from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
 from tru_vlm.types import FramesRef, VideoInfo, VideoParams
 from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
 from tru_vlm.video.failures import DecodeFailure, client_error, too_long
+from tru_vlm.video.fitting import Fit, Frames, fit_sampling
 from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease
 from tru_vlm.video.media import (
     EffectiveSampling,
@@ -27,6 +29,7 @@ from tru_vlm.video.media import (
     SampledInfo,
     SamplingBounds,
     SamplingPlan,
+    VideoAllowance,
     num_visual_tokens,
 )
 from tru_vlm.video.media_type import ACCEPTED, read_head, sniff_media_type
@@ -80,6 +83,18 @@ class FramesLease:
     async def __aexit__(self, *_: object) -> None:
         """Release."""
         self.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """How a file will be sampled, and what was changed for it."""
+
+    sampling: EffectiveSampling
+    notes: tuple[str, ...]
+    fit: Fit | None = None
+
+    def fit_notes(self, taken: Frames) -> tuple[str, ...]:
+        return self.fit.notes(taken) if self.fit is not None else ()
 
 
 class VideoService:
@@ -168,20 +183,33 @@ class VideoService:
         self._check_ceilings(probe, param)
         return probe
 
-    def plan(self, probe: MediaProbe, params: VideoParams, bounds: SamplingBounds) -> SamplingPlan:
+    def plan(
+        self,
+        probe: MediaProbe,
+        params: VideoParams,
+        bounds: SamplingBounds,
+        *,
+        allowance: VideoAllowance | None = None,
+        param: str = "video",
+    ) -> SamplingPlan:
         """What would be sampled, from what the file says; nothing is read.
+
+        Args:
+            probe: what :meth:`inspect` said.
+            params: the request's wishes.
+            bounds: what model and server allow.
+            allowance: what the context has left; with ``params.fit`` the frames are made to fit into it.
+            param: the request's field that errors name.
 
         Raises:
             InvalidRequestError: options that contradict each other, the file or the ceilings.
         """
-        sampling, notes = settle_sampling(probe, params, bounds)
-        reader = self._reader or _import_reader()
-        plan = reader.plan_image if probe.kind == "image" else reader.plan_video
         try:
-            planned: SamplingPlan = plan(probe, sampling, notes)
+            settled = self._settle(probe, params, bounds, allowance)
+            planned = self._planned(probe, settled.sampling)
         except DecodeFailure as failure:
-            raise client_error(failure, param="video") from failure
-        return planned
+            raise client_error(failure, param=param) from failure
+        return replace(planned, notes=settled.notes + planned.notes + settled.fit_notes(planned))
 
     async def frames(
         self,
@@ -190,6 +218,7 @@ class VideoService:
         params: VideoParams,
         bounds: SamplingBounds,
         *,
+        allowance: VideoAllowance | None = None,
         param: str = "video",
     ) -> FramesLease:
         """Sampled frames of an inspected file: from the cache, or decoded now.
@@ -201,27 +230,30 @@ class VideoService:
             probe: what :meth:`inspect` said.
             params: the request's wishes.
             bounds: what model and server allow.
+            allowance: as for :meth:`plan`; the frames keep to it also when the file's header has lied.
             param: the request's field that errors name.
 
         Raises:
             UnsupportedMediaError: it cannot be decoded, or decoding crashed, hung or swelled.
-            InvalidRequestError: options do not fit what the file really holds.
+            InvalidRequestError: options do not fit what the file really holds, or it is longer than its header told
+                and than what is accepted.
             UnavailableError: no disk space.
         """
-        sampling, notes = settle_sampling(probe, params, bounds)
-        key = content_key(file.sha256, sampling, reader=self._reader_setting)
 
         async def decode(out_path: Path) -> SampledInfo:
-            return await self._pool.sample(file.path, sampling=sampling, out_path=out_path)
+            return await self._pool.sample(file.path, sampling=settled.sampling, out_path=out_path)
 
         try:
+            settled = self._settle(probe, params, bounds, allowance)
+            key = content_key(file.sha256, settled.sampling, reader=self._reader_setting)
             lease = await self._cache.get_or_decode(key, decode)
         except DecodeFailure as failure:
             raise client_error(failure, param=param) from failure
+        notes = settled.notes + settled.fit_notes(lease.info)
         return FramesLease(
             lease=lease,
             ref=_frames_ref(key, lease),
-            info=video_info(lease.info, sampling=sampling, notes=notes),
+            info=video_info(lease.info, sampling=settled.sampling, notes=notes),
         )
 
     async def frame_jpeg(self, content_key: str, index: int, max_side: int) -> bytes | None:
@@ -240,6 +272,31 @@ class VideoService:
             reader = self._reader if self._reader is not None else await self._cache.run(_import_reader)
             jpeg: bytes | None = await self._cache.run(reader.frame_jpeg, lease.path, index, max_side)
             return jpeg
+
+    def _settle(
+        self, probe: MediaProbe, params: VideoParams, bounds: SamplingBounds, allowance: VideoAllowance | None
+    ) -> _Settled:
+        sampling, notes = settle_sampling(probe, params, bounds)
+        if not params.fit or allowance is None:
+            return _Settled(sampling, notes)
+        fit = fit_sampling(
+            probe,
+            sampling,
+            allowance,
+            plan=partial(self._planned, probe),
+            model_min_pixels=bounds.pixels_of(probe.kind)[0],
+            default_total_pixels=self._arithmetic().default_total_pixels(sampling.patch_size),
+        )
+        return _Settled(fit.sampling, notes, fit)
+
+    def _planned(self, probe: MediaProbe, sampling: EffectiveSampling) -> SamplingPlan:
+        reader = self._arithmetic()
+        plan = reader.plan_image if probe.kind == "image" else reader.plan_video
+        planned: SamplingPlan = plan(probe, sampling)
+        return planned
+
+    def _arithmetic(self) -> ModuleType:
+        return self._reader or _import_reader()
 
     def _check_ceilings(self, probe: MediaProbe, param: str) -> None:
         if probe.duration_seconds is not None and probe.duration_seconds > self._max_video_seconds:
