@@ -21,6 +21,12 @@ printf '{"video_url": "data:video/mp4;base64,%s", "prompt": "When does the secon
 echo; echo "--- LitServe's route takes both"
 curl -fsS "$base/predict" -F "video=@$clip" -F 'prompt=What colour is the object?' -F max_tokens=16
 
+echo; echo "--- which frames would it see, and how many tokens would that take?"
+curl -fsS "$base/v1/plan" -F "video=@$clip" -F fps=2 -F max_tokens=64
+
+echo; echo "--- a clip that is too long is fitted into the context instead of being refused"
+curl -fsS "$base/v1/inference/upload" -F "video=@$clip" -F 'prompt=What happens in this video?' -F fit=true -F temperature=0
+
 echo; echo "--- what is it made of?"
 curl -fsS "$base/v1/health/detailed"
 echo

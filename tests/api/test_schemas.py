@@ -11,7 +11,7 @@ from tru_vlm.api.schemas import InferenceRequest, parse_form, parse_json
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
-from tru_vlm.types import VideoParams
+from tru_vlm.types import MediaPart, VideoParams
 
 SETTINGS = Settings(_env_file=None, max_new_tokens=100, temperature=0.5, max_prompt_characters=50)
 FILE = SpooledFile(Path("x"), 1, "0")
@@ -127,3 +127,25 @@ def test_a_wrong_form_field_is_named(fields: dict[str, str], file: SpooledFile |
     with pytest.raises(InvalidRequestError) as caught:
         parse_form(fields, file, SETTINGS)
     assert caught.value.param == param
+
+
+def test_fit_is_one_of_the_video_params() -> None:
+    assert parse(video_params={"fit": True}).video_params == VideoParams(fit=True)
+    assert parse_form({"prompt": "x", "fit": "true"}, FILE, SETTINGS).video_params == VideoParams(fit=True)
+    with pytest.raises(InvalidRequestError, match="fit"):
+        parse(video_params={"fit": "yes"})
+
+
+def test_a_plan_needs_no_prompt_and_takes_a_questions_body() -> None:
+    bare = parse_json(b'{"video_url": "http://host/a.mp4"}', SETTINGS, is_plan=True)
+    assert (bare.prompt, bare.messages[0].content) == ("", (MediaPart(0),))
+    assert parse_form({"prompt": ""}, FILE, SETTINGS, is_plan=True).prompt == ""
+    whole = json.dumps({**MINIMAL, "stream": True}).encode()
+    assert parse_json(whole, SETTINGS, is_plan=True).prompt == MINIMAL["prompt"]
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "x" * 51])
+def test_a_plans_prompt_is_checked_like_a_questions(prompt: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(json.dumps({**MINIMAL, "prompt": prompt}).encode(), SETTINGS, is_plan=True)
+    assert caught.value.param == "prompt"

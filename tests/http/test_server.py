@@ -21,6 +21,7 @@ ROUTES = {
     "/predict": {"post"},
     "/v1/inference/url": {"post"},
     "/v1/inference/upload": {"post"},
+    "/v1/plan": {"post"},
     "/v1/frames/{content_key}/{index}.jpg": {"get"},
     "/v1/health": {"get"},
     "/v1/health/detailed": {"get"},
@@ -58,7 +59,7 @@ def test_every_route_is_described_with_an_example(server: Server) -> None:
     schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
     described = {path: set(operations) for path, operations in schema["paths"].items() if not path.startswith("/ui/")}
     assert described == ROUTES
-    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload"):
+    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload", "/v1/plan"):
         operation = schema["paths"][path]["post"]
         assert all("example" in content for content in operation["requestBody"]["content"].values())
         assert "example" in operation["responses"]["200"]["content"]["application/json"]

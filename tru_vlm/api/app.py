@@ -17,7 +17,7 @@ from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.routes import docs, health, inference, pages
+from tru_vlm.api.routes import docs, health, inference, pages, plan
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
 from tru_vlm.paths import STATIC_DIR
@@ -90,6 +90,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(pages.build_pages_router(context))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
+    app.include_router(plan.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     install_openapi(app)

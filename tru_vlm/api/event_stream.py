@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +16,11 @@ from starlette.types import Receive, Scope, Send
 from tru_vlm.api.error_response import error_body
 from tru_vlm.api.service import RequestStream
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
+
+T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status that is logged for an answer nobody waits for any more (nginx's)."""
 
 _KEEP_ALIVE_SECONDS = 15.0
 _CERTAIN_SECONDS = 1.0
@@ -140,16 +145,26 @@ class EventStreamResponse(Response):
 
 async def collect(stream: RequestStream, request: Request) -> DoneEvent | ErrorEvent | None:
     """The terminal event, or None when the client left first (the request is then cancelled)."""
-    terminal: list[DoneEvent | ErrorEvent] = []
 
-    async def drain() -> None:
-        terminal.extend([event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)])
+    async def last() -> DoneEvent | ErrorEvent:
+        (terminal,) = [event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)]
+        return terminal
 
     try:
-        await first_of(drain(), _disconnected(request.receive))
+        return await unless_client_leaves(last, request)
     finally:
         await stream.aclose()
-    return terminal[0] if terminal else None
+
+
+async def unless_client_leaves(work: Callable[[], Awaitable[T]], request: Request) -> T | None:
+    """What ``work`` gives, or None when the client left first (it is then cancelled, perhaps before it began)."""
+    result: list[T] = []
+
+    async def run() -> None:
+        result.append(await work())
+
+    await first_of(run(), _disconnected(request.receive))
+    return result[0] if result else None
 
 
 async def first_of(*jobs: Awaitable[None]) -> None:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 import tru_vlm
-from tru_vlm.api.schemas import GenerationParamsBody, Prompt, UrlRequestBody, VideoParamsBody
+from tru_vlm.api.planning import PlanAnswer
+from tru_vlm.api.schemas import GenerationParamsBody, Prompt, UrlPlanBody, UrlRequestBody, VideoParamsBody
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -55,6 +56,38 @@ _ANSWER_EXAMPLE = {
         "total": 0.4,
     },
 }
+_PLAN_SAMPLING_EXAMPLE = {
+    "kind": "video",
+    "num_frames": 20,
+    "height": 96,
+    "width": 128,
+    "video_tokens": 120,
+    "frame_timestamps": [0.0, 0.5, 1.0],
+    "source_fps": 24.0,
+    "sample_fps": 2.0,
+    "video_start": 0.0,
+    "video_end": 10.0,
+    "notes": [],
+}
+_PLAN_EXAMPLE = {
+    "media": {
+        "kind": "video",
+        "container": "MP4",
+        "codec": "h264",
+        "size_bytes": 81920,
+        "height": 240,
+        "width": 320,
+        "rotation": 0,
+        "duration_seconds": 10.0,
+        "source_fps": 24.0,
+        "num_frames": 240,
+    },
+    "sampling": _PLAN_SAMPLING_EXAMPLE,
+    "tokens": {"text": 94, "video": 120, "answer": 128, "total": 342, "context": 32768},
+    "fits": True,
+    "refusal": None,
+    "fitted": None,
+}
 _STREAM_EXAMPLE = (
     'event: status\ndata: {"id": "req-0f9d2c", "stage": "decoding", "queue_position": null}\n\n'
     'event: video\ndata: {"id": "req-0f9d2c", "video": {}}\n\n'
@@ -94,6 +127,13 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
+class UploadPlanBody(UploadRequestBody):
+    """A question about an uploaded video, to be planned; the form of one that is to be asked will do."""
+
+    prompt: Prompt = Field("", description="The question, if its length is to count.")
+    stream: bool = Field(False, description="A plan is never streamed; a question's form may have this field.")
+
+
 def _body(content_type: str, model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     content = {"schema": {"$ref": _REF.format(model=model.__name__)}, "example": example}
     return {"requestBody": {"required": True, "content": {content_type: content}}}
@@ -103,6 +143,8 @@ JSON_BODY = _body("application/json", UrlRequestBody, _URL_EXAMPLE)
 UPLOAD_BODY = _body(
     "multipart/form-data", UploadRequestBody, {"prompt": "What happens in this video?", "fps": 2.0, "max_tokens": 128}
 )
+PLAN_JSON_BODY = _body("application/json", UrlPlanBody, _URL_EXAMPLE)
+PLAN_UPLOAD_BODY = _body("multipart/form-data", UploadPlanBody, {"fps": 2.0, "max_tokens": 128})
 
 
 def merge_bodies(*bodies: dict[str, Any]) -> dict[str, Any]:
@@ -115,14 +157,7 @@ def _error(description: str) -> dict[str, Any]:
     return {"model": ErrorBody, "description": description}
 
 
-ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer; with `stream`, server-sent events: status, video, delta, then done or error.",
-        "content": {
-            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": _ANSWER_EXAMPLE},
-            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
-        },
-    },
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: _error("A field is wrong; `param` names it."),
     413: _error("The video is larger than the server accepts."),
     415: _error("The file is not a video or image that can be read."),
@@ -131,13 +166,35 @@ ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: _error("The server starts, drains, or the worker died."),
     504: _error("The request took longer than the server's limit."),
 }
+ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, server-sent events: status, video, delta, then done or error.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": _ANSWER_EXAMPLE},
+            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
+        },
+    },
+    **_ERROR_RESPONSES,
+}
+PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The plan, also of a question that would not fit into the context: then `fits` is false.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="PlanAnswer")}, "example": _PLAN_EXAMPLE},
+        },
+    },
+    **_ERROR_RESPONSES,
+}
 
 
 def install_openapi(app: FastAPI) -> None:
     """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema."""
-    _, own = models_json_schema([(UrlRequestBody, "validation"), (UploadRequestBody, "validation")], ref_template=_REF)
-    answer = TypeAdapter(Answer).json_schema(ref_template=_REF)
-    components = {**own["$defs"], **answer.pop("$defs"), "Answer": answer}
+    bodies = (UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody)
+    _, own = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
+    components = dict(own["$defs"])
+    for answer in (Answer, PlanAnswer):
+        schema = TypeAdapter(answer).json_schema(ref_template=_REF)
+        components |= {**schema.pop("$defs"), answer.__name__: schema}
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

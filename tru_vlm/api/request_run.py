@@ -14,35 +14,27 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from tru_vlm.api.planning import Planner, RequestPlan, TokenCounts
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import QueuePosition, WorkerPool
 from tru_vlm.engine.base import FailEvent, FinishEvent, TokenEvent
-from tru_vlm.errors import ContextLengthError, ErrorInfo, InternalError, RequestTimeoutError, TruError
-from tru_vlm.intake.data_uri import is_data_uri, spool_data_uri
-from tru_vlm.intake.fetch import UrlFetcher
+from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
+from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
-from tru_vlm.processor.profile import ModelProfile
-from tru_vlm.processor.prompt import MediaLayout, PromptTokenCount, count_prompt_tokens
-from tru_vlm.settings import Settings
 from tru_vlm.types import (
     Answer,
     DeltaEvent,
     DoneEvent,
     ErrorEvent,
-    FramesRef,
     GenerationParams,
-    MediaPart,
-    Message,
     RequestEvent,
     Stage,
     StatusEvent,
-    TextPart,
     Timings,
     VideoEvent,
     VideoInfo,
     WorkerRequest,
 )
-from tru_vlm.video.media import MediaProbe, SamplingBounds, SamplingPlan
 from tru_vlm.video.service import FramesLease, VideoService
 
 logger = logging.getLogger(__name__)
@@ -109,11 +101,11 @@ class RequestRun:
         request: InferenceRequest,
         *,
         model_name: str,
-        settings: Settings,
-        profile: ModelProfile,
+        timeout_seconds: float,
+        planner: Planner,
         videos: VideoService,
         workers: WorkerPool,
-        fetcher: UrlFetcher,
+        source: VideoSource,
         spool: Spool,
     ) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
@@ -121,23 +113,21 @@ class RequestRun:
         self.accepted = asyncio.Event()
         self._request = request
         self._model_name = model_name
-        self._settings = settings
-        self._profile = profile
+        self._timeout_seconds = timeout_seconds
+        self._planner = planner
         self._videos = videos
         self._workers = workers
-        self._fetcher = fetcher
+        self._source = source
         self._spool = spool
-        self._bounds = sampling_bounds(settings, profile)
         self._clock = _Clock()
 
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
         try:
-            async with asyncio.timeout(self._settings.request_timeout_seconds):
+            async with asyncio.timeout(self._timeout_seconds):
                 self._emit(DoneEvent(await self._answer()))
         except TimeoutError:
-            seconds = self._settings.request_timeout_seconds
-            self._fail(RequestTimeoutError(f"The request took longer than the limit of {seconds:g} s.").info())
+            self._fail(timed_out(self._timeout_seconds).info())
         except TruError as error:
             self._fail(error.info())
         except _Failed as error:
@@ -150,61 +140,68 @@ class RequestRun:
         async with contextlib.AsyncExitStack() as held:
             file = await self._local_file()
             held.push_async_callback(self._spool.remove, file)
-            probe = await self._videos.inspect(file, self._request.video_param)
-            plan = self._videos.plan(probe, self._request.video_params, self._bounds)
-            await self._check_context(plan)
+            plan = await self._plan(file)
             self.accepted.set()
-            lease = await self._decode(file, probe)
-            held.callback(lease.release)
+            lease, tokens = await self._decode(file, plan, held)
+            if not tokens.fits and self._request.video_params.fit:
+                # There is more in the file than its header told, or less in the KV cache than was thought.
+                plan = await self._planner.plan_again(plan, lease.info, self._request)
+                lease.release()
+                lease, tokens = await self._decode(file, plan, held)
+            self._check_fits(tokens)
             # The source is not needed any more; a long answer must not hold gigabytes of disk.
             await self._spool.remove(file)
-            return await self._generate(lease)
+            # A length that was left open becomes what the context has left.
+            generation = dataclasses.replace(self._request.generation, max_tokens=tokens.answer)
+            return await self._generate(lease, generation)
 
     async def _local_file(self) -> SpooledFile:
-        """The video as a file: the upload, or what its URL or data URI holds."""
-        if self._request.file is not None:
-            return self._request.file
-        url = self._request.video_url
-        assert url is not None  # noqa: S101 - the door lets exactly one of the two in
-        if is_data_uri(url):
-            limit = self._settings.max_upload_bytes
-            return await spool_data_uri(url, spool=self._spool, max_bytes=limit)
+        video, param = self._request.video, self._request.video_param
+        if not is_remote(video):
+            return await self._source.file(video, param=param)
         self._stage("fetching")
         with self._clock.stage("fetch"):
-            return await self._fetcher.fetch(url, param="video_url")
+            return await self._source.file(video, param=param)
 
-    async def _check_context(self, plan: SamplingPlan) -> None:
-        """Refuse, before any work, what can never fit into the model's context.
+    async def _plan(self, file: SpooledFile) -> RequestPlan:
+        """Refuse, before any work, what can never fit.
 
         Raises:
-            ContextLengthError: with the numbers.
+            InvalidRequestError: with the numbers.
         """
-        count = await self._count_tokens(_planned_layout(plan))
-        prompt_tokens, video_tokens = count.prompt_tokens, count.visual_tokens
-        wanted = 1 if self._request.max_tokens_is_default else self._request.generation.max_tokens
-        context = self._profile.context_tokens
-        if prompt_tokens + wanted <= context:
-            return
-        text_tokens = prompt_tokens - video_tokens
-        # What could be made smaller decides which field is to blame.
-        param = "prompt" if text_tokens >= video_tokens else "video_params.max_frames"
-        raise ContextLengthError(
-            f"{text_tokens} tokens of prompt, {video_tokens} of video and {wanted} of answer make "
-            f"{prompt_tokens + wanted}; the model's context holds {context}. "
-            "Ask less, sample fewer frames or pixels, or lower max_tokens.",
-            param=param,
-        )
+        probe = await self._videos.inspect(file, self._request.video_param)
+        plan = await self._planner.plan(probe, self._request)
+        self._check_fits(plan.tokens)
+        return plan
 
-    async def _decode(self, file: SpooledFile, probe: MediaProbe) -> FramesLease:
+    def _check_fits(self, tokens: TokenCounts) -> None:
+        if not tokens.fits:
+            raise self._planner.refusal(tokens, self._request)
+
+    async def _decode(
+        self, file: SpooledFile, plan: RequestPlan, held: contextlib.AsyncExitStack
+    ) -> tuple[FramesLease, TokenCounts]:
+        """The frames, which ``held`` releases, and what the request takes with them."""
         self._stage("decoding")
         with self._clock.stage("video_decode"):
-            params = self._request.video_params
-            return await self._videos.frames(file, probe, params, self._bounds, param=self._request.video_param)
+            lease = await self._videos.frames(
+                file,
+                plan.probe,
+                self._request.video_params,
+                self._planner.bounds,
+                allowance=plan.allowance,
+                param=self._request.video_param,
+            )
+        held.callback(lease.release)
+        if self._request.video_params.fit and not self._planner.knows_kv_cache:
+            self._stage("waiting")
+            await self._workers.met()  # with the model's size of it, it can still be made to fit
+        return lease, await self._planner.count(lease.ref, self._request)
 
-    async def _generate(self, lease: FramesLease) -> Answer:
+    async def _generate(self, lease: FramesLease, generation: GenerationParams) -> Answer:
         video = dataclasses.replace(lease.info, frames_url=f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg")
         self._emit(VideoEvent(self.id, video))
-        request = WorkerRequest(self.id, self._messages(), (lease.ref,), await self._generation(lease))
+        request = WorkerRequest(self.id, self._request.messages, (lease.ref,), generation)
         text: list[str] = []
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
@@ -239,21 +236,6 @@ class RequestRun:
             timings=self._clock.finish(finished),
         )
 
-    async def _count_tokens(self, layout: MediaLayout) -> PromptTokenCount:
-        # A long prompt takes tens of milliseconds: not on the event loop.
-        return await asyncio.to_thread(count_prompt_tokens, self._profile, self._messages(), [layout])
-
-    def _messages(self) -> tuple[Message, ...]:
-        return (Message("user", (MediaPart(0), TextPart(self._request.prompt))),)
-
-    async def _generation(self, lease: FramesLease) -> GenerationParams:
-        """The generation parameters; a defaulted ``max_tokens`` shrinks to what the context has left."""
-        generation = self._request.generation
-        if not self._request.max_tokens_is_default:
-            return generation
-        left = self._profile.context_tokens - (await self._count_tokens(_layout(lease.ref))).prompt_tokens
-        return dataclasses.replace(generation, max_tokens=max(1, min(generation.max_tokens, left)))
-
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:
         self._emit(StatusEvent(self.id, stage, queue_position))
 
@@ -264,24 +246,6 @@ class RequestRun:
         self.events.put_nowait(event)
 
 
-def sampling_bounds(settings: Settings, profile: ModelProfile) -> SamplingBounds:
-    """What the model and the server allow a sampling to be."""
-    return SamplingBounds(
-        patch_size=profile.patch_size,
-        min_pixels=profile.frame_min_pixels,
-        max_pixels=profile.frame_max_pixels,
-        image_min_pixels=profile.image_min_pixels,
-        image_max_pixels=profile.image_max_pixels,
-        default_fps=settings.default_video_fps,
-        default_max_frames=settings.default_max_frames,
-        max_frames=settings.max_video_frames,
-    )
-
-
-def _planned_layout(plan: SamplingPlan) -> MediaLayout:
-    times = plan.frame_timestamps if plan.kind == "video" else ()
-    return MediaLayout(plan.kind, plan.num_frames, plan.height, plan.width, times)
-
-
-def _layout(ref: FramesRef) -> MediaLayout:
-    return MediaLayout(ref.kind, ref.num_frames, ref.height, ref.width, ref.timestamps_seconds)
+def timed_out(seconds: float) -> RequestTimeoutError:
+    """The error of a request that took longer than ``seconds``."""
+    return RequestTimeoutError(f"The request took longer than the limit of {seconds:g} s.")

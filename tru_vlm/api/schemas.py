@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
-from tru_vlm.types import GenerationParams, VideoParams
+from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart, VideoParams
 
 _MAX_PIXELS = 1 << 34
 _MAX_FRAMES = 1 << 20
@@ -63,6 +63,13 @@ class VideoParamsBody(_Body):
     )
     video_end: Annotated[float, Field(gt=0, le=_MAX_SECONDS)] | None = Field(
         None, description="Where to end, in seconds."
+    )
+    fit: bool = Field(
+        False,
+        description=(
+            "Where the video would not fit into the model's context, or more is asked for than the server or the file "
+            "allows, take smaller or fewer frames instead of refusing, and say so in `video.notes`."
+        ),
     )
 
     @model_validator(mode="after")
@@ -117,12 +124,18 @@ class UrlRequestBody(_Body):
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
+class UrlPlanBody(UrlRequestBody):
+    """A question to be planned; the body of one that is to be asked will do."""
+
+    prompt: Prompt = Field("", description="The question, if its length is to count.")
+    stream: bool = Field(False, description="A plan is never streamed; a question's body may have this field.")
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """A checked question: where the video is, what is asked, and how to sample and generate.
 
-    Exactly one of ``file`` and ``video_url`` is set.  ``video_param`` is the name of the field that held the video,
-    for errors about it; ``params_prefix`` likewise for the sampling fields.
+    Exactly one of ``file`` and ``video_url`` is set; ``prompt`` is empty only where a plan was asked for without one.
     """
 
     prompt: str
@@ -134,9 +147,20 @@ class InferenceRequest:
     video_url: str | None = None
 
     @property
+    def video(self) -> SpooledFile | str:
+        """The file that was uploaded, or the address of one."""
+        return self.file or self.video_url or ""
+
+    @property
     def video_param(self) -> str:
         """The field that held the video."""
         return "video" if self.file else "video_url"
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The question as a conversation."""
+        text = (TextPart(self.prompt),) if self.prompt else ()
+        return (Message("user", (MediaPart(0), *text)),)
 
 
 _FLAT_FIELDS = {"prompt", "video_url", "stream"}
@@ -145,8 +169,13 @@ _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
 
 
-def parse_json(body: bytes, settings: Settings) -> InferenceRequest:
+def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> InferenceRequest:
     """A JSON body as a request.
+
+    Args:
+        body: the bytes.
+        settings: the server's limits and defaults.
+        is_plan: whether a plan is asked for, which needs no prompt.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
@@ -157,11 +186,19 @@ def parse_json(body: bytes, settings: Settings) -> InferenceRequest:
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(values, dict):
         raise InvalidRequestError("The body must be a JSON object.", code="invalid_json")
-    return _build(_validate(UrlRequestBody, values), settings)
+    return _build(_validate(values, is_plan=is_plan), settings)
 
 
-def parse_form(fields: Mapping[str, str], file: SpooledFile | None, settings: Settings) -> InferenceRequest:
+def parse_form(
+    fields: Mapping[str, str], file: SpooledFile | None, settings: Settings, *, is_plan: bool = False
+) -> InferenceRequest:
     """The flat fields of a form, and its file, as a request.  An empty field counts as left out.
+
+    Args:
+        fields: its texts.
+        file: its video.
+        settings: the server's limits and defaults.
+        is_plan: whether a plan is asked for, which needs no prompt.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
@@ -183,7 +220,7 @@ def parse_form(fields: Mapping[str, str], file: SpooledFile | None, settings: Se
     values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
     values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
-    body = _validate(UrlRequestBody, {"video_url": "upload:", **values}, is_form=True)
+    body = _validate({"video_url": "upload:", **values}, is_plan=is_plan, is_form=True)
     return _build(body, settings, file)
 
 
@@ -194,7 +231,7 @@ def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = 
             param="prompt",
             code="prompt_too_long",
         )
-    if not body.prompt.strip():
+    if not body.prompt.strip() and "prompt" in body.model_fields_set:
         raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")
     generation = body.generation_params
     if generation.max_tokens is not None and generation.max_tokens > settings.max_new_tokens:
@@ -223,8 +260,9 @@ def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = 
     )
 
 
-def _validate(model: type[UrlRequestBody], values: Mapping[str, Any], *, is_form: bool = False) -> UrlRequestBody:
+def _validate(values: Mapping[str, Any], *, is_plan: bool, is_form: bool = False) -> UrlRequestBody:
     """Check ``values``; JSON numbers must be numbers, form fields are strings that must spell them."""
+    model = UrlPlanBody if is_plan else UrlRequestBody
     try:
         if is_form:
             return model.model_validate_strings(values)

@@ -6,17 +6,20 @@ It knows neither HTTP nor LitServe, and nothing of a request's stages (``request
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tru_vlm.api import schemas
-from tru_vlm.api.request_run import RequestRun
+from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
+from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 from tru_vlm.processor.profile import ModelProfile
@@ -35,6 +38,38 @@ class ParsedForm:
 
     fields: dict[str, str]
     video: SpooledFile | None
+
+
+class Places:
+    """A bounded number of things that may be done at once."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.num_taken = 0
+
+    def check(self) -> None:
+        """Whether one is free.
+
+        Raises:
+            OverloadedError: if none is.
+        """
+        if self.num_taken >= self.number:
+            raise OverloadedError(
+                f"All {self.number} places are taken; try again in a moment.", retry_after_seconds=_RETRY_AFTER_SECONDS
+            )
+
+    def take(self) -> None:
+        """Take one.
+
+        Raises:
+            OverloadedError: if none is free.
+        """
+        self.check()
+        self.num_taken += 1
+
+    def give_back(self) -> None:
+        """Give one back."""
+        self.num_taken -= 1
 
 
 class RequestStream:
@@ -104,20 +139,23 @@ class InferenceService:
             max_video_seconds=settings.max_video_seconds,
             max_source_pixels=settings.max_source_pixels,
         )
-        self._fetcher = UrlFetcher(
+        fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=settings.max_upload_bytes, total_seconds=settings.fetch_timeout_seconds),
             allow_private=settings.allow_private_urls,
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
             cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
         )
-        self._capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
-        self._num_open = 0
+        self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
+        self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
+        capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
+        self._questions = Places(capacity)
+        self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
 
     @property
     def num_open(self) -> int:
         """Requests that have been opened and have not ended."""
-        return self._num_open
+        return self._questions.num_taken
 
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
@@ -131,13 +169,15 @@ class InferenceService:
         await self.videos.close()
         await self.spool.close()
 
-    async def receive_form(self, chunks: AsyncIterator[bytes], content_type: str) -> ParsedForm:
+    async def receive_form(
+        self, chunks: AsyncIterator[bytes], content_type: str, *, is_plan: bool = False
+    ) -> ParsedForm:
         """Read a multipart body, its file straight to disk.
 
         Raises:
             TruError: if the body is malformed or too large, or the server is full; nothing is left on disk.
         """
-        self._check_capacity()
+        (self._plans if is_plan else self._questions).check()
         form = await receive_multipart(
             chunks,
             content_type,
@@ -149,25 +189,25 @@ class InferenceService:
         )
         return ParsedForm(form.fields, form.files.get("video"))
 
-    async def parse_form(self, form: ParsedForm) -> InferenceRequest:
+    async def parse_form(self, form: ParsedForm, *, is_plan: bool = False) -> InferenceRequest:
         """Check a form's fields; its file is removed when they are wrong.
 
         Raises:
             InvalidRequestError: naming the field at fault.
         """
         try:
-            return schemas.parse_form(form.fields, form.video, self.settings)
+            return schemas.parse_form(form.fields, form.video, self.settings, is_plan=is_plan)
         except TruError:
             await self.discard(form.video)
             raise
 
-    def parse_json(self, body: bytes) -> InferenceRequest:
+    def parse_json(self, body: bytes, *, is_plan: bool = False) -> InferenceRequest:
         """Check a JSON body.
 
         Raises:
             InvalidRequestError: naming the field at fault.
         """
-        return schemas.parse_json(body, self.settings)
+        return schemas.parse_json(body, self.settings, is_plan=is_plan)
 
     async def discard(self, file: SpooledFile | None) -> None:
         """Remove an uploaded file that will not be used."""
@@ -181,29 +221,37 @@ class InferenceService:
             OverloadedError: if too many are open; its file is removed.
         """
         try:
-            self._check_capacity()
+            self._questions.take()
         except OverloadedError:
             await self.discard(request.file)
             raise
-        self._num_open += 1
         run = RequestRun(
             request,
             model_name=self.model_name,
-            settings=self.settings,
-            profile=self.profile,
+            timeout_seconds=self.settings.request_timeout_seconds,
+            planner=self._planner,
             videos=self.videos,
             workers=self.workers,
-            fetcher=self._fetcher,
+            source=self._source,
             spool=self.spool,
         )
-        return RequestStream(run, on_end=self._closed)
+        return RequestStream(run, on_end=self._questions.give_back)
 
-    def _closed(self) -> None:
-        self._num_open -= 1
+    async def plan(self, request: InferenceRequest) -> PlanAnswer:
+        """What a request would take, without running it; its file is removed.
 
-    def _check_capacity(self) -> None:
-        if self._num_open >= self._capacity:
-            raise OverloadedError(
-                f"All {self._capacity} places are taken; try again in a moment.",
-                retry_after_seconds=_RETRY_AFTER_SECONDS,
-            )
+        Raises:
+            TruError: whatever is wrong with the request, except that it does not fit.
+        """
+        async with contextlib.AsyncExitStack() as held:
+            held.push_async_callback(self.discard, request.file)
+            self._plans.take()
+            held.callback(self._plans.give_back)
+            try:
+                async with asyncio.timeout(self.settings.request_timeout_seconds):
+                    file = await self._source.file(request.video, param=request.video_param)
+                    held.push_async_callback(self.spool.remove, file)
+                    probe = await self.videos.inspect(file, request.video_param)
+                    return await self._planner.answer(probe, request, size_bytes=file.size_bytes)
+            except TimeoutError:
+                raise timed_out(self.settings.request_timeout_seconds) from None

@@ -49,6 +49,7 @@ class _Worker:
     last: Events | None = None
     tickets: dict[str, _Ticket] = field(default_factory=dict)
     restarts: int = 0
+    kv_cache_tokens: int | None = None  # known as long as it was ready once
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class WorkerPool:
         self._max_requests = max_requests_per_worker
         self._waiting: deque[_Ticket] = deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self._met = asyncio.Event()
 
     def start(self) -> None:
         """Connect to the workers, and again whenever one comes back."""
@@ -98,6 +100,16 @@ class WorkerPool:
     def num_running(self) -> int:
         """Requests that a worker has."""
         return sum(len(worker.tickets) for worker in self._workers)
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """Tokens that every worker which has been ready could hold; None before the first is."""
+        known = [worker.kv_cache_tokens for worker in self._workers if worker.kv_cache_tokens is not None]
+        return min(known, default=None)
+
+    async def met(self) -> None:
+        """Wait until a worker is ready, or has been."""
+        await self._met.wait()
 
     def states(self) -> list[WorkerState]:
         """A look at each worker."""
@@ -176,6 +188,8 @@ class WorkerPool:
             match message:
                 case Hello():
                     worker.hello, worker.connection = message, connection
+                    worker.kv_cache_tokens = message.stats.kv_cache_tokens
+                    self._met.set()
                     self._dispatch()
                 case Events():
                     worker.last = message

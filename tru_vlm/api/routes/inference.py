@@ -10,45 +10,48 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.error_response import error_response
-from tru_vlm.api.event_stream import EventStreamResponse, answer_body, collect, peek_until_certain
+from tru_vlm.api.event_stream import (
+    CLIENT_CLOSED_REQUEST,
+    EventStreamResponse,
+    answer_body,
+    collect,
+    peek_until_certain,
+)
 from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
+from tru_vlm.api.request_body import read_any, read_form, read_json
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.service import InferenceService
-from tru_vlm.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError
+from tru_vlm.errors import NotFoundError
 from tru_vlm.types import DoneEvent, ErrorEvent
 
-_MULTIPART = "multipart/form-data"
 _THUMBNAIL_PIXELS = 320
-_CLIENT_CLOSED_REQUEST = 499
 
 
 def build_router(service: InferenceService) -> APIRouter:
     """The inference routes over ``service``."""
     router = APIRouter(tags=["inference"])
-    read = {"json": _read_json, "form": _read_form}
 
     async def answer(request: Request, reader: Callable[..., Awaitable[InferenceRequest]]) -> Response:
         try:
             parsed = await reader(service, request)
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         return await _answer(service, parsed, request)
 
     @router.post("/predict", openapi_extra=merge_bodies(JSON_BODY, UPLOAD_BODY), responses=ANSWER_RESPONSES)
     async def predict(request: Request) -> Response:
         """Ask about a video: JSON with its URL, or a form with the file; LitServe's client posts here."""
-        kind = "form" if _content_type(request).startswith(_MULTIPART) else "json"
-        return await answer(request, read[kind])
+        return await answer(request, read_any)
 
     @router.post("/v1/inference/url", openapi_extra=JSON_BODY, responses=ANSWER_RESPONSES)
     async def inference_url(request: Request) -> Response:
         """Ask about a video that the server fetches from a URL (or reads from a data URI)."""
-        return await answer(request, _read_json)
+        return await answer(request, read_json)
 
     @router.post("/v1/inference/upload", openapi_extra=UPLOAD_BODY, responses=ANSWER_RESPONSES)
     async def inference_upload(request: Request) -> Response:
         """Ask about an uploaded video; the file goes to disk while it arrives."""
-        return await answer(request, _read_form)
+        return await answer(request, read_form)
 
     @router.get(
         "/v1/frames/{content_key}/{index}.jpg",
@@ -90,34 +93,4 @@ def _plain(terminal: DoneEvent | ErrorEvent | None, request_id: str) -> Response
         case ErrorEvent(_, info):
             return error_response(info, request_id)
         case None:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-
-async def _read_json(service: InferenceService, request: Request) -> InferenceRequest:
-    content_type = _content_type(request)
-    if content_type and not content_type.startswith("application/json"):
-        raise InvalidRequestError(
-            f"The body is {content_type.partition(';')[0]!r}; this route accepts application/json.",
-            code="unsupported_content_type",
-        )
-    limit = service.settings.max_json_bytes
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise PayloadTooLargeError(f"The JSON body is larger than {limit} bytes.")
-    return service.parse_json(bytes(body))
-
-
-async def _read_form(service: InferenceService, request: Request) -> InferenceRequest:
-    content_type = _content_type(request)
-    if not content_type.startswith(_MULTIPART):
-        raise InvalidRequestError(
-            f"The body is {content_type.partition(';')[0]!r}; this route accepts multipart/form-data.",
-            code="unsupported_content_type",
-        )
-    return await service.parse_form(await service.receive_form(request.stream(), content_type))
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "")
+            return Response(status_code=CLIENT_CLOSED_REQUEST)

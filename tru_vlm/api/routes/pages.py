@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
-from tru_vlm.api.event_stream import EventStreamResponse
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
 from tru_vlm.api.service import InferenceService, RequestStream
 from tru_vlm.errors import ErrorInfo, InvalidRequestError, NotFoundError, TruError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _UNCLAIMED_SECONDS = 15.0
 _PATIENCE_SECONDS = 0.5
-_CLIENT_CLOSED_REQUEST = 499
 _CLOSE = sse_event("close", "")
 
 SECURITY_HEADERS: Mapping[str, str] = {
@@ -109,7 +108,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
         try:
             question, answer = await _start(service, request)
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         except TruError as error:
             return _error(renderer, error.info())
         last = answer.first[-1] if answer.first else None
@@ -118,7 +117,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
             return _error(renderer, last.error)
         if await request.is_disconnected():
             await answer.stream.aclose()
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         return HTMLResponse(renderer.answer(unclaimed.add(answer), question), headers=SECURITY_HEADERS)
 
     @router.get("/ui/answers/{token}/events", include_in_schema=False)

@@ -1,0 +1,255 @@
+"""What a request takes: the numbers are the model's own, and what was fitted fits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from demo_model.generator import ClipSpec, Event, encode
+from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
+from tru_vlm.api.planning import Planner, RequestPlan
+from tru_vlm.api.schemas import InferenceRequest
+from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.engine.base import EngineDescription, EngineStats
+from tru_vlm.processor.profile import ModelProfile, load_profile
+from tru_vlm.processor.prompt import MediaLayout, build_prompt
+from tru_vlm.settings import Settings
+from tru_vlm.types import GenerationParams, StatusEvent, VideoInfo, VideoParams
+from tru_vlm.video.media import MediaProbe
+from tru_vlm.video.service import VideoService
+
+CLIP = MediaProbe(
+    kind="video",
+    container="MP4",
+    codec="h264",
+    width=320,
+    height=240,
+    duration_seconds=20.0,
+    average_fps=25.0,
+    num_frames=500,
+    rotation=0,
+)
+PICTURE = replace(CLIP, kind="image", duration_seconds=None, average_fps=None, num_frames=1)
+FIT = VideoParams(fit=True)
+
+PlannerOf = Callable[..., Planner]
+
+
+@pytest.fixture(scope="session")
+def profile() -> ModelProfile:
+    return load_profile("demo")
+
+
+@pytest.fixture(scope="session")
+def planner_of(profile: ModelProfile, tmp_path_factory: pytest.TempPathFactory) -> PlannerOf:
+    """Planners for a context of so many tokens, and perhaps a KV cache."""
+    videos = VideoService(
+        frames_dir=tmp_path_factory.mktemp("frames"),
+        frame_cache_bytes=1,
+        decode_processes=1,
+        decode_timeout_seconds=1,
+        decode_memory_bytes=2 << 30,
+    )
+
+    def make(context_tokens: int, kv_cache_tokens: int | None = None) -> Planner:
+        limited = replace(profile, context_tokens=context_tokens)
+        return Planner(Settings(_env_file=None), limited, videos, lambda: kv_cache_tokens)
+
+    return make
+
+
+def ask(params: VideoParams = FIT, *, prompt: str = "What happens?", max_tokens: int | None = None) -> InferenceRequest:
+    return InferenceRequest(
+        prompt=prompt,
+        video_params=params,
+        generation=GenerationParams(max_tokens=max_tokens or 2048, temperature=0.0),
+        max_tokens_is_default=max_tokens is None,
+        stream=False,
+        video_url="http://host/clip.mp4",
+    )
+
+
+def plan(planner: Planner, request: InferenceRequest, probe: MediaProbe = CLIP) -> RequestPlan:
+    return asyncio.run(planner.plan(probe, request))
+
+
+@pytest.mark.parametrize("probe", [CLIP, PICTURE])
+@pytest.mark.parametrize("prompt", ["What happens in this video?", ""])
+def test_the_numbers_are_those_of_the_prompt_that_would_be_built(
+    planner_of: PlannerOf, profile: ModelProfile, probe: MediaProbe, prompt: str
+) -> None:
+    request = ask(VideoParams(), prompt=prompt, max_tokens=50)
+    planned = plan(planner_of(30_000), request, probe)
+    sampling = planned.sampling
+    layout = MediaLayout(sampling.kind, sampling.num_frames, sampling.height, sampling.width, sampling.frame_timestamps)
+    built = build_prompt(profile, request.messages, [layout])
+    tokens = planned.tokens
+    assert (tokens.text + tokens.video, tokens.video) == (built.num_tokens, built.num_visual_tokens)
+    assert (tokens.answer, tokens.total, tokens.context) == (50, built.num_tokens + 50, 30_000)
+    assert tokens.fits
+
+
+def test_fit_changes_nothing_for_what_fits(planner_of: PlannerOf) -> None:
+    planner = planner_of(30_000)
+    assert plan(planner, ask()) == plan(planner, ask(VideoParams()))
+
+
+def test_an_open_answer_has_room_in_a_fitted_request(planner_of: PlannerOf) -> None:
+    needed = plan(planner_of(30_000), ask(VideoParams())).tokens
+    planner = planner_of(needed.text + needed.video + 1)
+    plain, fitted = plan(planner, ask(VideoParams())), plan(planner, ask())
+    assert (plain.tokens.fits, plain.tokens.answer) == (True, 1)
+    assert fitted.tokens.fits
+    assert fitted.tokens.answer >= fitted.tokens.context // 4
+    assert fitted.sampling.video_tokens < plain.sampling.video_tokens
+
+
+def test_a_kv_cache_that_is_smaller_than_the_context_is_what_counts(planner_of: PlannerOf) -> None:
+    planner = planner_of(30_000, kv_cache_tokens=300)
+    request = ask(VideoParams(), max_tokens=100)
+    planned = plan(planner, request)
+    assert (planned.tokens.context, planned.tokens.fits) == (300, False)
+    refusal = planner.refusal(planned.tokens, request)
+    assert f"make {planned.tokens.total}; the KV cache holds 300." in refusal.message
+    assert "with fit, the server does" in refusal.message
+    assert plan(planner, ask(max_tokens=100)).tokens.fits
+    assert (planner.knows_kv_cache, planner_of(30_000).knows_kv_cache) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (ask(VideoParams(), max_tokens=10), "video_params.max_frames"),
+        (ask(VideoParams(), prompt="x y z " * 200, max_tokens=10), "prompt"),
+        (ask(prompt="x y z " * 200, max_tokens=10), "prompt"),
+        (ask(max_tokens=190), "generation_params.max_tokens"),
+    ],
+)
+def test_a_refusal_names_the_field_that_takes_most(
+    planner_of: PlannerOf, request_: InferenceRequest, param: str
+) -> None:
+    planner = planner_of(200)
+    planned = plan(planner, request_)
+    assert not planned.tokens.fits
+    assert planner.refusal(planned.tokens, request_).param == param
+
+
+def test_the_answer_tells_what_fit_would_do(planner_of: PlannerOf) -> None:
+    def answer(request: InferenceRequest):
+        return asyncio.run(planner_of(300).answer(CLIP, request, size_bytes=123))
+
+    plain = answer(ask(VideoParams(), max_tokens=100))
+    assert (plain.fits, plain.media.size_bytes, plain.media.source_fps) == (False, 123, 25.0)
+    assert "the model's context holds 300." in plain.refusal
+    assert plain.fitted is not None
+    assert plain.fitted.tokens.total <= 300 < plain.tokens.total
+    fitted = answer(ask(max_tokens=100))
+    assert (fitted.fits, fitted.refusal, fitted.fitted) == (True, None, None)
+    assert fitted.sampling == plain.fitted.sampling
+    hopeless = answer(ask(VideoParams(), max_tokens=299))
+    assert (hopeless.fits, hopeless.fitted) == (False, None)
+    assert "fewest and smallest" in answer(ask(max_tokens=299)).refusal
+
+
+def test_questions_of_about_the_same_length_see_the_same_frames(planner_of: PlannerOf) -> None:
+    planner = planner_of(2000)
+    long = replace(CLIP, duration_seconds=600.0, num_frames=15_000)
+    plans = [plan(planner, ask(prompt="why? " * number, max_tokens=100), long) for number in range(1, 40)]
+    assert all(planned.tokens.fits for planned in plans)
+    assert len({planned.allowance for planned in plans}) <= 4
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    context=st.integers(40, 3000),
+    words=st.integers(0, 60),
+    max_tokens=st.none() | st.integers(1, 400),
+    seconds=st.floats(0.2, 14_000),
+    true_seconds=st.floats(0.2, 1e6),
+    nframes=st.none() | st.integers(2, 400),
+)
+def test_what_is_fitted_fits_also_when_the_header_lied(
+    *,
+    planner_of: PlannerOf,
+    context: int,
+    words: int,
+    max_tokens: int | None,
+    seconds: float,
+    true_seconds: float,
+    nframes: int | None,
+) -> None:
+    planner = planner_of(context)
+    request = ask(VideoParams(fit=True, nframes=nframes), prompt="why? " * words, max_tokens=max_tokens)
+    told = replace(CLIP, duration_seconds=seconds, num_frames=max(1, round(seconds * 25)))
+    truth = replace(CLIP, duration_seconds=true_seconds, num_frames=max(1, round(true_seconds * 25)))
+    found = VideoInfo("video", 2, 32, 64, 240, 320, 2, "pyav", duration_seconds=true_seconds, source_fps=25.0)
+    planned = plan(planner, request, told)
+    again = asyncio.run(planner.plan_again(planned, found, request))
+    for one in (planned, again):
+        is_smallest = (one.sampling.num_frames, one.sampling.height, one.sampling.width) == (2, 32, 64)
+        assert one.tokens.fits or is_smallest
+    # What the decoder makes of the second plan's bounds and the frames that there are.
+    videos = planner._videos
+    bounds = videos._settle(again.probe, request.video_params, planner.bounds, again.allowance).sampling
+    taken = videos._planned(truth, bounds)
+    layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
+    assert planner._count(request, layout).fits or is_smallest
+
+
+# ---- before a worker has told how much it holds ---------------------------------------------------------------------
+
+
+def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not(
+    profile: ModelProfile, tmp_path: Path
+) -> None:
+    clip = encode(ClipSpec(events=(Event("red", "circle", "moves left"),), duration_seconds=8.0), tmp_path / "clip.mp4")
+    stats = replace(EngineStats(0, 0, 0, 0, 0, 0, 0, 0), kv_cache_tokens=160)
+    hello = Hello(0, 1, EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "none", 1, 1, {}), stats)
+    configuration = Settings(_env_file=None, storage_dir=tmp_path / "storage", decode_processes=1)
+    service = InferenceService(configuration, profile, tmp_path, num_workers=1)
+    submitted: list[Submit] = []
+    is_over = threading.Event()
+
+    def worker() -> None:
+        link = WorkerLink(socket_path(tmp_path, 0))
+        while not submitted and not is_over.is_set():
+            submitted.extend(message for message in link.receive(hello, 0.1) if isinstance(message, Submit))
+        link.close()
+
+    async def upload(**fields: str) -> InferenceRequest:
+        async def content():
+            yield clip.read_bytes()
+
+        file = await service.spool.write(content(), filename=None, max_bytes=1 << 20, param="video")
+        form = {"fit": "true", "max_tokens": "32", **fields}
+        return await service.parse_form(ParsedForm(form, file), is_plan=not fields)
+
+    async def scenario() -> None:
+        await service.start()
+        try:
+            answer = await service.plan(await upload())
+            assert (answer.fits, answer.tokens.context) == (True, profile.context_tokens)
+            stream = await service.open(await upload(prompt="What happens?"))
+            assert await anext(stream) == StatusEvent(stream.id, "decoding")
+            assert await anext(stream) == StatusEvent(stream.id, "waiting")
+            threading.Thread(target=worker).start()
+            rest = [event async for event in stream]  # the worker ends when it has the request
+            assert rest[-1].error.code == "worker_died"
+            (frames,) = submitted[0].request.media
+            generation = submitted[0].request.generation
+            layout = MediaLayout("video", frames.num_frames, frames.height, frames.width, frames.timestamps_seconds)
+            prompt = build_prompt(profile, submitted[0].request.messages, [layout])
+            assert prompt.num_tokens + generation.max_tokens <= 160
+            assert (await service.plan(await upload())).tokens.context == 160
+        finally:
+            is_over.set()
+            await service.close()
+
+    asyncio.run(scenario())

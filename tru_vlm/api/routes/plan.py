@@ -1,0 +1,40 @@
+"""``POST /v1/plan``: what a question would take, without asking it."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, unless_client_leaves
+from tru_vlm.api.openapi import PLAN_JSON_BODY, PLAN_RESPONSES, PLAN_UPLOAD_BODY, merge_bodies
+from tru_vlm.api.request_body import read_any
+from tru_vlm.api.service import InferenceService
+
+
+def build_router(service: InferenceService) -> APIRouter:
+    """The route over ``service``."""
+    router = APIRouter(tags=["inference"])
+
+    @router.post("/v1/plan", openapi_extra=merge_bodies(PLAN_JSON_BODY, PLAN_UPLOAD_BODY), responses=PLAN_RESPONSES)
+    async def plan(request: Request) -> Response:
+        """What would be sampled, what it takes of the context and whether that fits; the model is not run.
+
+        Takes what `/predict` takes; the prompt may be left out.
+        """
+        try:
+            parsed = await read_any(service, request, is_plan=True)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        try:
+            answer = await unless_client_leaves(partial(service.plan, parsed), request)
+        finally:
+            await service.discard(parsed.file)
+        if answer is None:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return JSONResponse(dataclasses.asdict(answer))
+
+    return router
