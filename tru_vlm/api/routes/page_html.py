@@ -32,7 +32,7 @@ from tru_vlm.types import (
 
 FORM_FIELDS = frozenset(
     {"video", "video_url", "prompt", "fps", "max_frames", "nframes", "video_start", "video_end"}
-    | {"max_tokens", "temperature", "seed"}
+    | {"max_tokens", "temperature", "seed", "fit"}
 )
 """Fields of the page's form; each has a place for its error beside it (``#error-<name>``)."""
 
