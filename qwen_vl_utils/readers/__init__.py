@@ -75,10 +75,10 @@ def open_reader(name: BackendName, device: str = "cpu") -> VideoReader:
     return _FACTORIES[name](device)
 
 
-@lru_cache(maxsize=1)
-def backend_status() -> dict[BackendName, str]:
-    """Each backend's state on this machine: "available", or why not. For a health page."""
-    return {name: _why_not(name) or "available" for name in _FACTORIES}
+@lru_cache(maxsize=16)
+def backend_status(names: tuple[BackendName, ...] = get_args(BackendName)) -> dict[BackendName, str]:
+    """The state of backends on this machine: "available", or why not. For a health page; each is loaded for it."""
+    return {name: _why_not(name) or "available" for name in names}
 
 
 def _why_not(name: BackendName) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_status_gives_a_reason_for_each(monkeypatch, fresh_choice):
     assert set(status) == {"torchcodec", "pyav", "torchvision", "decord"}
     assert status["pyav"] == "available"
     assert "decord does not import" in status["decord"]
+    assert set(readers_module.backend_status(("pyav",))) == {"pyav"}
 
 
 def test_torchvision_without_read_video_says_so(monkeypatch, fresh_choice):
@@ -64,57 +66,84 @@ def test_torchvision_without_read_video_says_so(monkeypatch, fresh_choice):
         choose_backend("torchvision")
 
 
-def test_torchvision_s_reader_asks_for_ticks(monkeypatch, fresh_choice, make_clip):
-    """A stand-in with the contract of torchvision 0.25, on PyAV: the real one is not in this environment."""
-    import av
+@pytest.fixture
+def torchvision_stand_in(monkeypatch, fresh_choice):
+    """read_video with the contract of torchvision 0.25, on PyAV: the real one wants an older torch than this project.
 
-    def stand_in(path, start_pts, end_pts, pts_unit, output_format):
+    ``missing`` holds times of frames that it cannot decode: for one of them it gives the frame before.
+    """
+    import av
+    import av.logging
+
+    missing = set()
+
+    def read_video(path, start_pts, end_pts, pts_unit, output_format):
         assert (pts_unit, output_format) == ("pts", "TCHW")
         with av.open(path) as container:
-            taken = [f for f in container.decode(video=0) if start_pts <= f.pts <= end_pts]
-            frames = [torch.from_numpy(f.to_ndarray(format="rgb24")).permute(2, 0, 1) for f in taken]
-        return torch.stack(frames) if frames else torch.empty(0), None, {}
+            frames = {f.pts: f for f in container.decode(video=0) if f.pts not in missing}
+        taken = [time for time in sorted(frames) if start_pts <= time <= end_pts]
+        if start_pts > 0 and start_pts not in frames:
+            taken[:0] = [time for time in sorted(frames) if time < start_pts][-1:]
+        arrays = [torch.from_numpy(frames[time].to_ndarray(format="rgb24")).permute(2, 0, 1) for time in taken]
+        return torch.stack(arrays) if arrays else torch.empty(0), None, {}
 
     package = types.ModuleType("torchvision")
     package.io = types.ModuleType("torchvision.io")
-    package.io.read_video = stand_in
+    package.io.read_video = read_video
     monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.io", package.io)
+    return missing
+
+
+def test_torchvision_s_reader_asks_for_ticks(torchvision_stand_in, make_clip):
     options = SamplingOptions(nframes=4, resized_height=160, resized_width=96)
     video = read_video(make_clip(Clip("turn90.mp4", turn=90, num_frames=4)), sampling=options, backend="torchvision")
     assert video.backend == "torchvision"
     assert numbers(torch.rot90(video.frames, -1, (2, 3))) == [0, 1, 2, 3]
-
-
-def test_decord_s_reader_undoes_its_own_turn(monkeypatch, fresh_choice, make_clip):
-    """A stand-in with the contract of decord 0.6.0, which turns frames itself: the real one is not required."""
-    import av
-    import numpy as np
-
-    class Frame:
-        def __init__(self, array):
-            self.array = array
-
-        def asnumpy(self):
-            return self.array
-
-    class Reader(list):
-        def __init__(self, path, num_threads):
-            with av.open(path) as container:
-                arrays = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-            super().__init__(Frame(np.ascontiguousarray(np.rot90(a, 1))) for a in arrays)
-
-    package = types.ModuleType("decord")
-    package.VideoReader = Reader
-    monkeypatch.setitem(sys.modules, "decord", package)
-    options = SamplingOptions(nframes=4, resized_height=160, resized_width=96)
-    video = read_video(make_clip(Clip("turn90.mp4", turn=90, num_frames=4)), sampling=options, backend="decord")
-    assert numbers(torch.rot90(video.frames, -1, (2, 3))) == [0, 1, 2, 3]
     assert not video.notes
 
 
+@pytest.mark.parametrize("lost", [(10,), (9, 10), (0,)])
+def test_torchvision_s_stand_in_for_a_missing_frame_is_not_taken(torchvision_stand_in, make_clip, lost):
+    path = make_clip(Clip("h264.mp4"))
+    table = scan_frames(path)
+    torchvision_stand_in.update(int(table.pts[index]) for index in lost)
+    options = SamplingOptions(nframes=40, resized_height=96, resized_width=160)
+    video = read_video(path, sampling=options, backend="torchvision")
+    assert numbers(video.frames) == list(range(40))
+    assert [note.code for note in video.notes] == ["recovered_with_pyav"]
+
+
+def test_torchvision_reads_the_first_stream_only(torchvision_stand_in, make_clip):
+    table = scan_frames(make_clip(Clip("h264.mp4")))
+    two = replace(table, probe=replace(table.probe, num_video_streams=2))
+    for shown, expected in ((table, [3]), (two, []), (replace(table, is_counted=True), [])):
+        video = open_reader("torchvision").open(shown, num_threads=1)
+        assert [index for index, _ in video.frames([3])] == expected
+
+
+def test_torchvision_may_not_turn_pyav_s_log_on(monkeypatch, tmp_path, fresh_choice):
+    """Its import does: a decoder's threads that log, and Python's lock, then wait for each other for ever."""
+    import av.logging
+
+    package = tmp_path / "torchvision" / "io"
+    package.mkdir(parents=True)
+    package.with_name("__init__.py").write_text("")
+    (package / "__init__.py").write_text(
+        "import av.logging\nav.logging.set_level(av.logging.ERROR)\nread_video = print\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = av.logging.get_level()
+    try:
+        assert choose_backend("torchvision").name == "torchvision"
+        assert av.logging.get_level() == before
+    finally:
+        for name in ("torchvision", "torchvision.io"):
+            del sys.modules[name]
+
+
 def test_only_torchcodec_takes_a_device():
-    for name in ("pyav",):
+    for name in ("pyav", "torchvision", "decord"):
         with pytest.raises(BackendUnavailableError, match="cpu"):
             open_reader(name, "cuda")
 
