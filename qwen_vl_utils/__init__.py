@@ -2,8 +2,8 @@
 
 The drop-in face has the names and results of the package of this name on PyPI (0.0.14) and its own code:
 ``process_vision_info``, ``fetch_video``, ``fetch_image`` and the arithmetic. Behind it, for servers: ``probe_video``
-(header only), ``plan_video`` (arithmetic only), ``read_video`` (uint8 frames with real times, small memory) and
-``load_image``, with errors that are one tree under ``VideoError``.
+(header only), ``plan_video`` (arithmetic only), ``read_video`` (uint8 frames with real times, small memory), its two
+halves ``plan_for_table`` and ``decode_plan``, and ``load_image``, with errors that are one tree under ``VideoError``.
 """
 
 from qwen_vl_utils.constants import (
@@ -61,7 +61,7 @@ from qwen_vl_utils.sampling import (
     plan_video,
     smart_nframes,
 )
-from qwen_vl_utils.video import SampledVideo, read_video
+from qwen_vl_utils.video import SampledVideo, decode_plan, plan_for_table, read_video
 
 __all__ = [
     "FORCE_QWENVL_VIDEO_READER",
@@ -113,10 +113,12 @@ __all__ = [
     "backend_status",
     "calculate_video_frame_range",
     "choose_backend",
+    "decode_plan",
     "extract_vision_info",
     "fetch_image",
     "fetch_video",
     "load_image",
+    "plan_for_table",
     "plan_video",
     "probe_video",
     "process_vision_info",

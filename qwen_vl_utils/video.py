@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,14 +63,13 @@ def read_video(
     backend: BackendName | str | None = None,
     num_threads: int | None = None,
     device: str = "cpu",
-    out: torch.Tensor | Callable[[VideoPlan], torch.Tensor] | None = None,
+    out: torch.Tensor | None = None,
 ) -> SampledVideo:
     """Sample, decode and resize a local video file.
 
     backend: None takes torchcodec when it loads, else PyAV. num_threads: of the decoder; None takes the cores, fewer
     for large pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
-    ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it; or what gives such
-    memory for the plan in use, which may differ from one made before: decoders tell other average rates.
+    ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it.
 
     Memory: the output plus a few source frames, whatever the file's length.
     Raises the family of VideoError, each naming the file and the stage.
@@ -82,11 +81,45 @@ def read_video(
     video = open_reader(choice.name, device).open(table, num_threads=threads)
     try:
         plan = plan_for_table(table, options, image_patch_size=image_patch_size, average_fps=video.average_fps)
-        memory = out(plan) if callable(out) else out
-        decode = _Decode(table, plan, num_threads=threads, backend=choice.name, out=memory)
-        decode.run(video)
+        return _decoded(table, plan, video, num_threads=threads, backend=choice.name, out=out)
     finally:
         video.close()
+
+
+def decode_plan(
+    table: FrameTable,
+    plan: VideoPlan,
+    *,
+    backend: BackendName | str | None = None,
+    num_threads: int | None = None,
+    device: str = "cpu",
+    out: torch.Tensor | None = None,
+) -> SampledVideo:
+    """The frames of ``plan``, which ``plan_for_table`` made for ``table``: the same frames from every decoder.
+
+    (``read_video`` plans with the decoder's own mean rate, as the package on PyPI does; FFmpeg's versions differ in
+    how long a last frame lasts.) Arguments, memory and errors are those of ``read_video``.
+    """
+    choice = choose_backend(backend)
+    threads = num_threads if num_threads is not None else default_threads(table)
+    video = open_reader(choice.name, device).open(table, num_threads=threads)
+    try:
+        return _decoded(table, plan, video, num_threads=threads, backend=choice.name, out=out)
+    finally:
+        video.close()
+
+
+def _decoded(
+    table: FrameTable,
+    plan: VideoPlan,
+    video: OpenedVideo,
+    *,
+    num_threads: int,
+    backend: BackendName,
+    out: torch.Tensor | None,
+) -> SampledVideo:
+    decode = _Decode(table, plan, num_threads=num_threads, backend=backend, out=out)
+    decode.run(video)
     times = table.times()
     return SampledVideo(
         frames=decode.frames,
@@ -100,7 +133,7 @@ def read_video(
         start_seconds=table.start_seconds,
         source_height=plan.source_height,
         source_width=plan.source_width,
-        backend=choice.name,
+        backend=backend,
         notes=plan.notes + tuple(decode.notes),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,22 +177,20 @@ def sample_video(
         DecodeFailure: the file cannot be decoded, the options do not fit it, it is longer than its header said and
             than ``max_video_seconds``, or the disk is full.
     """
-    with ExitStack() as held, video_errors():
-
-        def room(plan: qwen.VideoPlan) -> torch.Tensor:
-            _check_duration(plan, max_video_seconds)
-            _check_count(sampling, plan)
-            shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
-            return torch.from_numpy(held.enter_context(npy_file(out_path, shape)))
-
-        sampled = qwen.read_video(
-            path,
-            sampling=_options(sampling),
-            image_patch_size=sampling.patch_size,
-            backend=None if reader == "auto" else reader,
-            num_threads=num_threads,
-            out=room,
-        )
+    with video_errors():
+        table = qwen.scan_frames(path)
+        plan = qwen.plan_for_table(table, _options(sampling), image_patch_size=sampling.patch_size)
+        _check_duration(plan, max_video_seconds)
+        _check_count(sampling, plan)
+        shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
+        with npy_file(out_path, shape) as frames:
+            sampled = qwen.decode_plan(
+                table,
+                plan,
+                backend=None if reader == "auto" else reader,
+                num_threads=num_threads,
+                out=torch.from_numpy(frames),
+            )
     num_frames, _, height, width = sampled.frames.shape
     return SampledInfo(
         kind="video",
