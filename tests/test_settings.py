@@ -51,6 +51,7 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
         ("PORT", "80", "greater than or equal to 1024"),
         ("USE_FLASH_ATTN", "perhaps", "boolean"),
         ("MAX_NEW_TOKENS", "many", "integer"),
+        ("VIDEO_READER", "opencv", "'auto', 'torchcodec', 'pyav', 'torchvision' or 'decord'"),
     ],
 )
 def test_a_wrong_value_names_variable_value_and_what_is_accepted(
@@ -63,6 +64,17 @@ def test_a_wrong_value_names_variable_value_and_what_is_accepted(
     assert name in text
     assert value in text
     assert accepted in text
+
+
+@pytest.mark.parametrize("reader", ["pyav", "torchvision", "decord"])
+def test_only_torchcodec_decodes_on_cuda(monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    monkeypatch.setenv("VIDEO_DECODE_DEVICE", "cuda")
+    assert load_settings().video_decode_device == "cuda"
+    monkeypatch.setenv("VIDEO_READER", reader)
+    with pytest.raises(
+        SettingsError, match=f"VIDEO_DECODE_DEVICE=cuda: .* only torchcodec .* VIDEO_READER is {reader}"
+    ):
+        load_settings()
 
 
 def test_an_unknown_name_in_dotenv_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -34,6 +35,8 @@ def main() -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if reason := _port_problem(settings):
         return _refuse(reason, 1)
+    if reason := _decoding_problem(settings):
+        return _refuse(reason, 2)
     return _serve(settings)
 
 
@@ -77,6 +80,23 @@ def _port_problem(settings: Settings) -> str | None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             return f"PORT={settings.port}: cannot listen on {settings.host} ({error.strerror}). Choose another PORT."
+    return None
+
+
+def _decoding_problem(settings: Settings) -> str | None:
+    """Why videos cannot be decoded as the settings name it, or None.
+
+    A decode process tries it, now rather than after a large model has loaded.  The automatic choice always works.
+    """
+    if settings.video_reader == "auto" and settings.video_decode_device == "cpu":
+        return None
+    from tru_vlm.video.decode_pool import PoolStartError, try_decode_process
+
+    trial = try_decode_process(settings.decode_memory_bytes, settings.video_reader, device=settings.video_decode_device)
+    try:
+        asyncio.run(trial)
+    except PoolStartError as error:
+        return str(error)
     return None
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -121,8 +121,19 @@ class Settings(BaseSettings):
     fetch_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         120.0, description="Wall clock for fetching one URL, in seconds."
     )
-    video_reader: Literal["auto", "torchcodec", "pyav"] = Field(
-        "auto", description="Video decoder; auto takes torchcodec when it loads, else PyAV."
+    video_reader: Literal["auto", "torchcodec", "pyav", "torchvision", "decord"] = Field(
+        "auto",
+        description=(
+            "Video decoder; auto takes torchcodec when it loads, else PyAV. torchvision (up to 0.25) and decord are "
+            "taken only when named here, and installed by you."
+        ),
+    )
+    video_decode_device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description=(
+            "Where videos are decoded; cuda takes NVIDIA's decoder, through a torchcodec that is built for CUDA, and "
+            "some of the card's memory for each decode process. Not yet tried on a card."
+        ),
     )
     decode_processes: Annotated[int, Field(ge=1, le=256)] = Field(
         2, description="Child processes that decode videos, hence videos decoded at once."
@@ -131,7 +142,11 @@ class Settings(BaseSettings):
         300.0, description="Wall clock for decoding one video, in seconds."
     )
     decode_memory_bytes: Annotated[int, Field(ge=2 * GIBIBYTE)] = Field(
-        16 * GIBIBYTE, description="Address space of one decode process, in bytes."
+        16 * GIBIBYTE,
+        description=(
+            "Address space of one decode process, in bytes; with VIDEO_DECODE_DEVICE=cuda, where addresses cannot be "
+            "bounded, the memory that it writes to."
+        ),
     )
     storage_dir: Path = Field(
         Path("~/.cache/tru-vlm"), description="Folder for uploads in progress and sampled frames."
@@ -149,6 +164,14 @@ class Settings(BaseSettings):
         30, description="On SIGTERM, how long running answers may go on, in seconds."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+    @field_validator("video_decode_device")
+    @classmethod
+    def _only_torchcodec_decodes_on_cuda(cls, value: str, info: ValidationInfo) -> str:
+        reader = info.data.get("video_reader")
+        if value == "cuda" and reader not in ("auto", "torchcodec"):
+            raise ValueError(f"only torchcodec decodes there, and VIDEO_READER is {reader}")
+        return value
 
     @field_validator("storage_dir")
     @classmethod

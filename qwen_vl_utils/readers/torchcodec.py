@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,6 +102,25 @@ class TorchCodecVideo:
             frame = _frame(decoder, index, seconds=float(int(self._table.pts[index]) * self._table.time_base))
             if frame is not None:
                 yield index, _Loader(frame, transform)
+
+
+def check_device(device: str, clip: Path) -> None:
+    """Decode the first frame of ``clip`` (H.264, 8 bits) on ``device``, a CUDA device.
+
+    Making a reader loads the library only: a process that will fork must not wake CUDA, and this does.
+    Raises BackendUnavailableError with the reason.
+    """
+    from torchcodec.decoders import VideoDecoder
+
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError("PyTorch sees no CUDA device")
+    try:
+        decoder = VideoDecoder(str(clip), device=device)
+        decoder.get_frame_at(0)
+    except _FAILURES as cause:
+        raise BackendUnavailableError("this torchcodec does not decode on CUDA", cause=cause) from cause
+    if decoder.cpu_fallback:
+        raise BackendUnavailableError("torchcodec decodes on the CPU instead", cause=str(decoder.cpu_fallback))
 
 
 def _frame(decoder: VideoDecoder, index: int, *, seconds: float) -> torch.Tensor | None:

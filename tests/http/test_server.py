@@ -81,38 +81,62 @@ def test_docs_need_no_other_host(server: Server) -> None:
         ({"MODEL_BACKEND": "tensorrt"}, ["MODEL_BACKEND", "tensorrt", "'hf' or 'vllm'"]),
         ({"MODEL_PATH": "/nowhere/at/all"}, ["MODEL_PATH", "/nowhere/at/all"]),
         ({"HOST": "example.com"}, ["HOST", "example.com", "127.0.0.1"]),
+        ({"VIDEO_DECODE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, ["VIDEO_DECODE_DEVICE=cuda", "no CUDA device"]),
     ],
 )
 def test_a_wrong_setting_stops_the_start_and_is_named(
     tmp_path: Path, environment: dict[str, str], words: list[str]
 ) -> None:
-    own = {"PORT": str(free_port()), "STORAGE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "server.py")],
-        cwd=tmp_path,
-        env={**os.environ, **own, **environment},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    result = start_in_vain(tmp_path, **environment)
     assert result.returncode == 2
     for word in words:
         assert word in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:
-    port = server.base.rpartition(":")[2]
-    result = subprocess.run(
+def start_in_vain(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {"PORT": str(free_port()), "STORAGE_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
         [sys.executable, str(ROOT / "server.py")],
-        cwd=tmp_path,
-        env={**os.environ, "PORT": port},
+        cwd=folder,
+        env={**os.environ, **own, **environment},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
         check=False,
     )
+
+
+def test_a_reader_that_does_not_load_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "decord.py").write_text("raise ImportError('built for another machine')")
+    result = start_in_vain(tmp_path, VIDEO_READER="decord", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "VIDEO_READER=decord: decord does not import (ImportError: built for another machine)" in result.stderr
+    assert "What loads here: " in result.stderr
+    assert "pyav" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_reader_is_taken_when_it_is_named(tmp_path: Path, clips: dict[str, Path]) -> None:
+    server = start_server(tmp_path, VIDEO_READER="pyav")
+    try:
+        assert upload(server.base, clips["one"]).json()["video"]["decoder"] == "pyav"
+        pool = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["video"]["pool"]
+        assert (pool["decoder"], pool["device"], pool["decoder_states"]) == ("pyav", "cpu", {"pyav": "available"})
+    finally:
+        server.stop()
+
+
+def test_an_http_process_that_does_not_come_up_stops_the_start(tmp_path: Path) -> None:
+    result = start_in_vain(tmp_path, STORAGE_DIR="/dev/null/nowhere")
+    assert result.returncode == 1
+    assert "NotADirectoryError" in result.stderr
+    assert "The server cannot start.\nThe HTTP process failed; the lines above say why." in result.stderr
+
+
+def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:
+    port = server.base.rpartition(":")[2]
+    result = start_in_vain(tmp_path, PORT=port)
     assert result.returncode == 1
     assert f"PORT={port}" in result.stderr
 

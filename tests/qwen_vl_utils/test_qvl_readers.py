@@ -13,6 +13,7 @@ from qwen_vl_utils import BackendUnavailableError, SamplingOptions, read_video, 
 from qwen_vl_utils import readers as readers_module
 from qwen_vl_utils.readers import choose_backend, open_reader
 from qwen_vl_utils.readers.pyav import DecodeRun, plan_runs
+from qwen_vl_utils.readers.torchcodec import check_device
 
 
 def test_torchcodec_loads_where_it_is_promised():
@@ -146,6 +147,46 @@ def test_only_torchcodec_takes_a_device():
     for name in ("pyav", "torchvision", "decord"):
         with pytest.raises(BackendUnavailableError, match="cpu"):
             open_reader(name, "cuda")
+
+
+@pytest.fixture
+def torchcodec_thinks_of_a_card(monkeypatch):
+    """PyTorch says that there is one. What decodes is the class in ``torchcodec.decoders``, real unless replaced."""
+    if readers_module.backend_status()["torchcodec"] != "available" or torch.cuda.is_available():
+        pytest.skip("for torchcodec on a machine without a card")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_a_torchcodec_without_cuda_says_so(torchcodec_thinks_of_a_card, make_clip):
+    with pytest.raises(BackendUnavailableError, match=r"does not decode on CUDA \(RuntimeError: .*cuda"):
+        check_device("cuda", make_clip(Clip("h264.mp4")))
+
+
+@pytest.mark.parametrize("fallback", ["", "NVcuvid unavailable"])
+def test_a_card_that_leaves_decoding_to_the_cpu_is_told(torchcodec_thinks_of_a_card, monkeypatch, make_clip, fallback):
+    """A stand-in for what only a card can do: torchcodec's decoder on the CPU, with the card's word about it."""
+    import torchcodec.decoders
+
+    class Decoder(torchcodec.decoders.VideoDecoder):
+        cpu_fallback = fallback
+
+        def __init__(self, source, *, device):
+            assert device == "cuda"
+            super().__init__(source)
+
+    monkeypatch.setattr(torchcodec.decoders, "VideoDecoder", Decoder)
+    if not fallback:
+        check_device("cuda", make_clip(Clip("h264.mp4")))
+        return
+    with pytest.raises(BackendUnavailableError, match=r"on the CPU instead \(NVcuvid unavailable\)") as caught:
+        check_device("cuda", make_clip(Clip("h264.mp4")))
+    assert caught.value.cause == fallback
+
+
+def test_without_a_card_there_is_nothing_to_try(monkeypatch, make_clip):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailableError, match="sees no CUDA device"):
+        check_device("cuda", make_clip(Clip("h264.mp4")))
 
 
 def test_runs_begin_at_key_packets_and_skip_whole_groups(make_clip):

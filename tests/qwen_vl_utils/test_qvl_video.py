@@ -204,6 +204,16 @@ def test_errors_of_the_arithmetic_name_the_file(make_clip):
         read_video(path, sampling=SamplingOptions(video_start=50.0))
 
 
+def test_frames_can_be_written_into_given_memory(make_clip):
+    memory = torch.full((4_000_000,), 7, dtype=torch.uint8)
+    video = read_video(make_clip(Clip("h264.mp4")), sampling=SamplingOptions(nframes=4, **OWN_SIZE), out=memory)
+    assert video.frames.data_ptr() == memory.data_ptr()
+    assert numbers(video.frames) == video.frames_indices
+    assert memory[video.frames.numel()] == 7
+    with pytest.raises(ValueError, match="out must be"):
+        read_video(make_clip(Clip("h264.mp4")), out=torch.empty(10, dtype=torch.uint8))
+
+
 @pytest.fixture
 def only_reference_counts() -> Iterator[None]:
     """No collection of reference rings: what is let go of must be free at once."""

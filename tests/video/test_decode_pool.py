@@ -15,14 +15,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
+from support import require
 from video_clips import MEMORY_BYTES, Local, image_bytes, local_bytes
 
+import qwen_vl_utils
 from tru_vlm.video import decode_pool
 from tru_vlm.video.decode_pool import DecodePool, PoolStartError
 from tru_vlm.video.decode_process import failure_of
@@ -183,6 +187,37 @@ def test_a_process_that_hangs_is_killed_when_its_time_is_over(
     run(scenario())
 
 
+def test_a_file_that_takes_too_much_cpu_ends_in_its_own_error(
+    run: Run, pool: DecodePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_heavy_clip(tmp_path / "heavy.avi")
+
+    async def scenario() -> None:
+        killed = pool.stats().num_killed
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "_cpu_seconds", 0)
+            with pytest.raises(DecodeFailure) as caught:
+                await pool.sample(clip, sampling=replace(SAMPLING, fps=25.0), out_path=tmp_path / "out.npy")
+        assert caught.value.code == "decode_timeout"
+        assert pool.stats().num_killed == killed, "the system ended it, not the wall clock"
+        await assert_works(pool, tmp_path)
+
+    run(scenario())
+
+
+def write_heavy_clip(path: Path) -> Path:
+    """Sixty-four pictures of 4096 x 4096: many seconds of work for one thread."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=25)
+        stream.width = stream.height = 4096
+        stream.pix_fmt = "yuvj420p"
+        (packet,) = stream.encode(av.VideoFrame.from_ndarray(np.zeros((4096, 4096, 3), np.uint8), format="rgb24"))
+        for number in range(64):
+            packet.pts = packet.dts = number
+            output.mux(packet)
+    return path
+
+
 def test_limits_of_a_process(run: Run, pool: DecodePool, tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("limits are read from /proc")
@@ -192,6 +227,7 @@ def test_limits_of_a_process(run: Run, pool: DecodePool, tmp_path: Path) -> None
         (pid,) = pool.pids()
         process = psutil.Process(pid)
         assert process.rlimit(psutil.RLIMIT_AS) == (MEMORY_BYTES, MEMORY_BYTES)
+        assert process.rlimit(psutil.RLIMIT_FSIZE) == (MEMORY_BYTES, MEMORY_BYTES)
         assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
         soft, _ = process.rlimit(psutil.RLIMIT_CPU)
         assert 1200 < soft < 1400, "600 s of wall clock, one thread and one to spare, above what the start took"
@@ -277,7 +313,15 @@ def test_too_little_memory_is_said_at_the_start(run: Run) -> None:
 
 def test_a_decoder_that_does_not_load_is_said_at_the_start(run: Run) -> None:
     pool = DecodePool(1, 600, MEMORY_BYTES, "no-such-decoder", num_threads=1)  # type: ignore[arg-type]
-    with pytest.raises(PoolStartError, match="no-such-decoder"):
+    with pytest.raises(PoolStartError, match=r"^VIDEO_READER=no-such-decoder: .* What loads here: .*pyav"):
+        run(pool.start())
+
+
+def test_a_card_that_is_not_there_is_said_at_the_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    require(qwen_vl_utils.backend_status()["torchcodec"] == "available", "torchcodec needs FFmpeg's libraries")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pool = DecodePool(1, 600, MEMORY_BYTES, device="cuda", num_threads=1)
+    with pytest.raises(PoolStartError, match=r"^VIDEO_DECODE_DEVICE=cuda: PyTorch sees no CUDA device\.$"):
         run(pool.start())
 
 

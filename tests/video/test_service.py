@@ -347,9 +347,11 @@ def test_the_key_changes_with_everything_that_changes_frames(run: Run, service: 
     base, _ = settle_sampling(probe, VideoParams(), BOUNDS)
     variants = [replace(base, fps=3.0), replace(base, patch_size=14), replace(base, max_pixels=9999)]
     variants += [replace(base, video_start=0.5), replace(base, total_pixels=5), replace(base, max_frames=10)]
-    keys = {content_key("a" * 64, sampling, reader="auto") for sampling in [base, *variants]}
-    keys |= {content_key("b" * 64, base, reader="auto"), content_key("a" * 64, base, reader="pyav")}
-    assert len(keys) == len(variants) + 3
+    keys = {content_key("a" * 64, sampling, reader="auto", device="cpu") for sampling in [base, *variants]}
+    keys.add(content_key("b" * 64, base, reader="auto", device="cpu"))
+    keys.add(content_key("a" * 64, base, reader="pyav", device="cpu"))
+    keys.add(content_key("a" * 64, base, reader="auto", device="cuda"))
+    assert len(keys) == len(variants) + 4
 
 
 def test_no_parts_and_no_open_leases_remain(run: Run, service: VideoService) -> None:

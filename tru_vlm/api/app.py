@@ -23,6 +23,7 @@ from tru_vlm.api.service import InferenceService
 from tru_vlm.paths import STATIC_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
+from tru_vlm.video.decode_pool import PoolStartError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,21 @@ class VideoServer(WorkerServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start and stop what lives in the HTTP process."""
         async with super().lifespan(app):
-            await self.context.service.start()
+            await self._start_service()
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
                 yield
             finally:
                 orphan_watch.cancel()
                 await self.context.service.close()
+
+    async def _start_service(self) -> None:
+        try:
+            await self.context.service.start()
+        except Exception as error:
+            is_told = isinstance(error, PoolStartError)
+            self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
+            raise
 
 
 def build_server(settings: Settings, profile: ModelProfile, socket_directory: Path) -> VideoServer:

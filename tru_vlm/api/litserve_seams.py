@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -50,6 +51,7 @@ class WorkerServer(litserve.LitServer):
     def __init__(self, lit_api: litserve.LitAPI, **kwargs: Any) -> None:
         super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
         self.monitor_internal = _MONITOR_SECONDS
+        self._refusal = multiprocessing.get_context("fork").SimpleQueue()
         self._drop_own_routes()
 
     def num_workers(self) -> int:
@@ -82,7 +84,7 @@ class WorkerServer(litserve.LitServer):
         ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
 
         Raises:
-            StartError: if the workers do not come up.
+            StartError: if the workers or the HTTP process do not come up.
         """
         self.uvicorn_graceful_timeout = drain_seconds
         self._on_started = on_started
@@ -99,6 +101,8 @@ class WorkerServer(litserve.LitServer):
         except StartError:
             self._stop_processes()
             raise
+        if not self._refusal.empty():
+            raise StartError(self._refusal.get())
 
     def _init_manager(self, num_api_servers: int) -> Any:
         # The manager's process inherits how signals are handled.  It must outlive a signal to the whole group, or
@@ -137,6 +141,11 @@ class WorkerServer(litserve.LitServer):
             worker.join()
         if self.transport_config.manager is not None:
             self.transport_config.manager.shutdown()
+
+    def refuse_to_start(self, reason: str) -> None:
+        """In the HTTP process: stop the server, which would wait for ever for an HTTP process that did not come up."""
+        self._refusal.put(reason)
+        self._shutdown_event.set()
 
     async def end_with_parent(self) -> None:
         """In the HTTP process: drain and stop when the parent was killed and cannot tell anybody any more."""

@@ -136,6 +136,7 @@ class InferenceService:
             decode_timeout_seconds=settings.decode_timeout_seconds,
             decode_memory_bytes=settings.decode_memory_bytes,
             reader=settings.video_reader,
+            device=settings.video_decode_device,
             max_video_seconds=settings.max_video_seconds,
             max_source_pixels=settings.max_source_pixels,
         )

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tru_vlm.video.decode_confinement import limit_cpu, limit_memory
-from tru_vlm.video.failures import DecodeFailure
-from tru_vlm.video.media import EffectiveSampling
+from tru_vlm.video.failures import DecodeFailure, DecodeSetupError
+from tru_vlm.video.media import DecodeDevice, EffectiveSampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Decoder:
     name: str
     states: dict[str, str]
     reader: str
+    device: DecodeDevice
     num_threads: int
 
     def work(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +51,7 @@ class Decoder:
             out_path,
             reader=self.reader,
             num_threads=self.num_threads,
+            device=self.device,
             max_video_seconds=request["max_video_seconds"],
         ).as_dict()
 
@@ -58,9 +60,13 @@ def serve(channel: socket.socket, decoder: Decoder, *, memory_bytes: int) -> int
     """Serve requests until the server closes the socket; returns the exit status."""
     import torch
 
+    from tru_vlm.video import reader
+
     try:
-        torch.set_num_threads(decoder.num_threads)  # here, not in the template: threads do not survive a fork
-        limit_memory(memory_bytes)
+        # Here, not in the template: neither threads nor CUDA survive a fork.
+        torch.set_num_threads(decoder.num_threads)
+        limit_memory(memory_bytes, decoder.device)
+        reader.check_device(decoder.device)
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must be told why there is no child
         send(channel, unready(error))
         return 1
@@ -101,7 +107,8 @@ def _describe(failure: DecodeFailure) -> dict[str, Any]:
 
 def unready(error: Exception) -> dict[str, Any]:
     """The greeting of a process that cannot work."""
-    return {"ready": False, "reason": f"{type(error).__name__}: {error}"}
+    told = isinstance(error, DecodeSetupError)
+    return {"ready": False, "reason": str(error) if told else f"{type(error).__name__}: {error}"}
 
 
 def send(channel: socket.socket, message: dict[str, Any]) -> None:

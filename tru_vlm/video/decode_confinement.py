@@ -10,10 +10,15 @@ import signal
 import sys
 from pathlib import Path
 
+from tru_vlm.video.failures import DecodeSetupError
+from tru_vlm.video.media import DecodeDevice
+
 MEBIBYTE = 1 << 20
 ROOM_BYTES = 256 * MEBIBYTE
 """Address space that must be left for files after the libraries have loaded."""
 
+_STATM_SIZE = 0
+_STATM_DATA = 5
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER = 0x10000000
@@ -47,27 +52,32 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
-def limit_memory(memory_bytes: int) -> None:
-    """Bound the address space.
+def limit_memory(memory_bytes: int, device: DecodeDevice) -> None:
+    """Bound the address space, and any file that is written, which is mapped into it.
+
+    With CUDA, which reserves far more addresses than it uses, what is bounded is the memory that the process may write
+    to and shares with nobody; the memory of the card is bounded by nothing here.
 
     Raises:
-        ValueError: the libraries alone take nearly all of it.
+        DecodeSetupError: the libraries alone take nearly all of it.
     """
-    used = _address_space_bytes()
+    kind, field = (resource.RLIMIT_DATA, _STATM_DATA) if device == "cuda" else (resource.RLIMIT_AS, _STATM_SIZE)
+    used = _statm_bytes(field)
     if used + ROOM_BYTES > memory_bytes:
         needed = math.ceil((used + ROOM_BYTES) / MEBIBYTE)
-        raise ValueError(
+        raise DecodeSetupError(
             f"DECODE_MEMORY_BYTES is {memory_bytes}; the decoding libraries need at least {needed} MiB "
             f"({needed * MEBIBYTE})"
         )
     if sys.platform == "linux":  # macOS refuses to lower it
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        resource.setrlimit(kind, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory_bytes, memory_bytes))
 
 
-def _address_space_bytes() -> int:
-    """Address space in use; 0 where the system does not tell."""
+def _statm_bytes(field: int) -> int:
+    """A field of Linux' account of this process's memory; 0 where the system does not tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text().split()[field])
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -24,7 +24,7 @@ from tru_vlm.types import MediaKind
 from tru_vlm.video.decode_nursery import Nursery
 from tru_vlm.video.decode_process import DecodeProcess, DiedBeforeError, PoolStartError
 from tru_vlm.video.failures import DecodeFailure
-from tru_vlm.video.media import EffectiveSampling, MediaProbe, ReaderName, SampledInfo
+from tru_vlm.video.media import DecodeDevice, EffectiveSampling, MediaProbe, ReaderName, SampledInfo
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ INHERITED_VARIABLES = (
     "LD_LIBRARY_PATH",
     "DYLD_LIBRARY_PATH",
     "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
 )
 """What a decode process sees of the environment: no keys, no proxies."""
 
@@ -59,6 +61,7 @@ class DecodePoolStats:
         num_killed: processes ended by this pool: time limit or cancelled request.
         num_restarts: processes started in place of another one.
         decoder: the reader in use; empty before the first process is ready.
+        device: where it decodes: "cpu" or "cuda".
         decoder_states: every decoder: "available", or why not.
     """
 
@@ -70,6 +73,7 @@ class DecodePoolStats:
     num_killed: int
     num_restarts: int
     decoder: str
+    device: DecodeDevice
     decoder_states: dict[str, str]
 
 
@@ -83,6 +87,7 @@ class DecodePool:
         memory_bytes: int,
         reader: ReaderName = "auto",
         *,
+        device: DecodeDevice = "cpu",
         num_threads: int | None = None,
         max_source_pixels: int = 8192 * 8192,
         max_video_seconds: float = 4 * 3600.0,
@@ -92,8 +97,9 @@ class DecodePool:
         Args:
             processes: decode processes, hence files decoded at once.
             timeout_seconds: wall clock for one file.
-            memory_bytes: address space of one process.
+            memory_bytes: address space of one process; with CUDA its own memory.
             reader: which decoder.
+            device: where it decodes.
             num_threads: threads of one process; the cores shared out among the processes by default.
             max_source_pixels: largest image that is decoded.
             max_video_seconds: longest video that is decoded, whatever its header says.
@@ -103,8 +109,9 @@ class DecodePool:
         self._max_video_seconds = max_video_seconds
         threads = num_threads or max(1, _num_cores() // processes)
         self._cpu_seconds = timeout_seconds * (threads + 1)
-        arguments = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads), "--reader", reader)
-        self._nursery = Nursery(arguments, _environment())
+        limits = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads))
+        self._nursery = Nursery((*limits, "--reader", reader, "--device", device), _environment())
+        self._device = device
         self._slots = [_Slot(self) for _ in range(processes)]
         self._free = deque(self._slots)
         self._gate = asyncio.Semaphore(processes)
@@ -163,6 +170,7 @@ class DecodePool:
             num_killed=self._num_killed,
             num_restarts=max(0, self._num_started - len(self._slots)),
             decoder=self._decoder,
+            device=self._device,
             decoder_states=self._decoder_states,
         )
 
@@ -273,6 +281,17 @@ class DecodePool:
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
         return task
+
+
+async def try_decode_process(memory_bytes: int, reader: ReaderName, *, device: DecodeDevice) -> None:
+    """Start one decode process and end it again.
+
+    Raises:
+        PoolStartError: it cannot start; the text says why.
+    """
+    pool = DecodePool(1, timeout_seconds=1, memory_bytes=memory_bytes, reader=reader, device=device)
+    await pool.start()
+    await pool.close()
 
 
 class _Slot:

@@ -8,7 +8,8 @@ Children are named by the server's numbers, and only this process kills them: it
 not reaped yet, so that no signal can reach a stranger who got the id of a dead child.
 
 A fork copies one thread only.  That is safe because there is one: nothing is computed here, and the environment sets
-the thread pools of the libraries to one (``OMP_NUM_THREADS``); children ask for theirs after the fork.
+the thread pools of the libraries to one (``OMP_NUM_THREADS``); children ask for theirs after the fork.  Nor is CUDA
+touched here, which works in no fork of a process that has used it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Final, NoReturn
 
 from tru_vlm.video.decode_child import Decoder, send, serve, unready
 from tru_vlm.video.decode_confinement import confine, die_with_parent
+from tru_vlm.video.media import DecodeDevice
 
 ORDER: Final = struct.Struct("!4sI")
 """A verb and a child's number."""
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent(options.parent_pid)
     control = socket.socket(fileno=options.fd)
     try:
-        decoder = _load(options.reader, num_threads=options.num_threads)
+        decoder = _load(options.reader, options.device, num_threads=options.num_threads)
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must be told why there is no template
         send(control, unready(error))
         return 1
@@ -59,10 +61,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory-bytes", type=int, required=True)
     parser.add_argument("--num-threads", type=int, required=True)
     parser.add_argument("--reader", required=True)
+    parser.add_argument("--device", required=True)
     return parser.parse_args(arguments)
 
 
-def _load(reader_setting: str, *, num_threads: int) -> Decoder:
+def _load(reader_setting: str, device: DecodeDevice, *, num_threads: int) -> Decoder:
     """Import the heavy libraries now, so that no child and no request waits for it."""
     import av.logging
     from PIL import Image
@@ -71,9 +74,9 @@ def _load(reader_setting: str, *, num_threads: int) -> Decoder:
 
     av.logging.set_level(None)
     Image.preinit()
-    name = reader.choose_reader(reader_setting)
+    name = reader.choose_reader(reader_setting, device)
     states = reader.decoder_states(reader_setting)
-    return Decoder(name=name, states=states, reader=reader_setting, num_threads=num_threads)
+    return Decoder(name=name, states=states, reader=reader_setting, device=device, num_threads=num_threads)
 
 
 class Template:

@@ -40,6 +40,10 @@ _LIMIT_TEXTS: Final = {
 }
 
 
+class DecodeSetupError(Exception):
+    """Videos cannot be decoded as a setting wants it; the text names the setting, its value and the reason."""
+
+
 class DecodeFailure(Exception):  # noqa: N818 - an outcome with a code, not an error class of the tree
     """A decode process could not do what was asked.
 

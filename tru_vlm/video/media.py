@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from tru_vlm.types import MediaKind
 
-ReaderName = Literal["auto", "torchcodec", "pyav"]
+ReaderName = Literal["auto", "torchcodec", "pyav", "torchvision", "decord"]
+DecodeDevice = Literal["cpu", "cuda"]
 SPATIAL_MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
 

@@ -5,12 +5,14 @@ Importing it takes a second or two (torch, PyAV): decode processes do it at thei
 
 from __future__ import annotations
 
+import errno
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,9 +22,13 @@ from PIL import Image, UnidentifiedImageError
 
 import qwen_vl_utils as qwen
 from qwen_vl_utils.constants import TOTAL_PIXELS_SHARE
-from tru_vlm.video.failures import DecodeFailure, too_long
+from qwen_vl_utils.readers import AUTOMATIC_ORDER
+from qwen_vl_utils.readers import torchcodec as torchcodec_reader
+from tru_vlm.paths import STATIC_DIR
+from tru_vlm.video.failures import DecodeFailure, DecodeSetupError, too_long
 from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, SamplingPlan, num_visual_tokens
 
+_SAMPLE = STATIC_DIR / "samples" / "red-circle.mp4"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 EXIF_ORIENTATION = 0x0112
 _EXIF_TURNS = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}  # clockwise, mirroring left out (Exif 2.32, 4.6.4)
@@ -38,20 +44,51 @@ def video_errors() -> Iterator[None]:
 
 
 def decoder_states(reader: str) -> dict[str, str]:
-    """Each decoder's state here: "available", or why not.  Beside a named one no other is tried: loading takes long."""
+    """Each decoder's state here: "available", or why not.
+
+    Beside a named one no other is tried, and the automatic choice tries no other than its own: loading takes long, and
+    libraries that bring an FFmpeg of their own do not belong into a process that does not use them.
+    """
     if reader != "auto":
         return {reader: "available"}
-    return {str(name): state for name, state in qwen.backend_status().items()}
+    tried = qwen.backend_status(AUTOMATIC_ORDER)
+    return {name: tried.get(name, "not loaded: only when VIDEO_READER names it") for name in get_args(qwen.BackendName)}
 
 
-def choose_reader(reader: str) -> str:
-    """The decoder that will be used for a setting's value.
+def choose_reader(reader: str, device: str) -> str:
+    """The decoder that will be used for the settings' values; its library is loaded.
 
     Raises:
-        DecodeFailure: it does not load here.
+        DecodeSetupError: it does not load here.
     """
-    with video_errors():
-        return qwen.choose_backend(None if reader == "auto" else reader).name
+    wanted = "torchcodec" if device == "cuda" and reader == "auto" else reader
+    try:
+        return qwen.choose_backend(None if wanted == "auto" else wanted).name
+    except qwen.BackendUnavailableError as error:
+        if wanted != reader:
+            raise DecodeSetupError(_refusal("VIDEO_DECODE_DEVICE", device, error)) from error
+        loading = [name for name, state in qwen.backend_status().items() if state == "available"]
+        text = f"{_refusal('VIDEO_READER', reader, error)} What loads here: {', '.join(loading)}."
+        raise DecodeSetupError(text) from error
+
+
+def check_device(device: str) -> None:
+    """Decode a frame of a bundled clip where ``device`` says, unless that is the CPU.  Wakes CUDA: not before a fork.
+
+    Raises:
+        DecodeSetupError: it cannot be done here.
+    """
+    if device == "cpu":
+        return
+    try:
+        torchcodec_reader.check_device(device, _SAMPLE)
+    except qwen.BackendUnavailableError as error:
+        raise DecodeSetupError(_refusal("VIDEO_DECODE_DEVICE", device, error)) from error
+
+
+def _refusal(variable: str, value: str, error: qwen.BackendUnavailableError) -> str:
+    reason = f"{error.detail} ({error.cause})" if error.cause else error.detail
+    return f"{variable}={value}: {reason}."
 
 
 def probe_video(path: Path) -> MediaProbe:
@@ -169,7 +206,8 @@ def sample_video(
     *,
     reader: str,
     num_threads: int,
-    max_video_seconds: float,
+    max_video_seconds: float = math.inf,
+    device: str = "cpu",
 ) -> SampledInfo:
     """Decode a video's sampled frames into a new ``.npy`` file, uint8 (T, 3, H, W).
 
@@ -189,6 +227,7 @@ def sample_video(
                 plan,
                 backend=None if reader == "auto" else reader,
                 num_threads=num_threads,
+                device=device,
                 out=torch.from_numpy(frames),
             )
     num_frames, _, height, width = sampled.frames.shape
@@ -244,7 +283,7 @@ def npy_file(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
     Its blocks are allocated first: a disk that fills up under a mapping ends the process (SIGBUS).
 
     Raises:
-        DecodeFailure: ``storage_full``.
+        DecodeFailure: ``storage_full``, or ``decode_memory`` where the process may not write so large a file.
     """
     num_bytes = int(np.prod(shape))
     try:
@@ -253,6 +292,8 @@ def npy_file(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
             offset = file.tell()
             _allocate(file.fileno(), offset, num_bytes)
     except OSError as error:
+        if error.errno == errno.EFBIG:  # larger than the process may map: see decode_confinement.limit_memory
+            raise DecodeFailure("decode_memory", stage="write", cause=str(error)) from error
         raise DecodeFailure("storage_full", "no disk space for the frames", stage="write", cause=str(error)) from error
     yield np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
 

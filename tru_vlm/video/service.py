@@ -22,6 +22,7 @@ from tru_vlm.video.failures import DecodeFailure, client_error, too_long
 from tru_vlm.video.fitting import Fit, Frames, fit_sampling
 from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease
 from tru_vlm.video.media import (
+    DecodeDevice,
     EffectiveSampling,
     LocalFile,
     MediaProbe,
@@ -109,6 +110,7 @@ class VideoService:
         decode_timeout_seconds: float,
         decode_memory_bytes: int,
         reader: ReaderName = "auto",
+        device: DecodeDevice = "cpu",
         max_video_seconds: float = 4 * 3600.0,
         max_source_pixels: int = 8192 * 8192,
         max_streams: int = MAX_STREAMS,
@@ -120,8 +122,9 @@ class VideoService:
             frame_cache_bytes: disk space for them.
             decode_processes: files decoded at once.
             decode_timeout_seconds: wall clock for one file.
-            decode_memory_bytes: address space of one decode process.
+            decode_memory_bytes: address space of one decode process; with CUDA its own memory.
             reader: which decoder.
+            device: where it decodes.
             max_video_seconds: longest video.
             max_source_pixels: largest width x height of a source frame or image.
             max_streams: most streams of a container.
@@ -131,11 +134,13 @@ class VideoService:
             decode_timeout_seconds,
             decode_memory_bytes,
             reader,
+            device=device,
             max_source_pixels=max_source_pixels,
             max_video_seconds=max_video_seconds,
         )
         self._cache = FrameCache(Path(frames_dir), frame_cache_bytes)
         self._reader_setting = reader
+        self._device = device
         self._max_video_seconds = max_video_seconds
         self._max_source_pixels = max_source_pixels
         self._max_streams = max_streams
@@ -245,7 +250,7 @@ class VideoService:
 
         try:
             settled = self._settle(probe, params, bounds, allowance)
-            key = content_key(file.sha256, settled.sampling, reader=self._reader_setting)
+            key = content_key(file.sha256, settled.sampling, reader=self._reader_setting, device=self._device)
             lease = await self._cache.get_or_decode(key, decode)
         except DecodeFailure as failure:
             raise client_error(failure, param=param) from failure
@@ -310,9 +315,9 @@ class VideoService:
             raise InvalidRequestError(text, param=param, code="too_many_streams")
 
 
-def content_key(sha256: str, sampling: EffectiveSampling, *, reader: str) -> str:
+def content_key(sha256: str, sampling: EffectiveSampling, *, reader: str, device: str) -> str:
     """The name of these frames: hex digest over the content and everything that makes the frames what they are."""
-    text = json.dumps([CACHE_FORMAT, sha256, reader, sampling.as_dict()], sort_keys=True)
+    text = json.dumps([CACHE_FORMAT, sha256, reader, device, sampling.as_dict()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
