@@ -20,6 +20,11 @@ START_SECONDS = 120
 STOP_SECONDS = 60
 
 
+def real_clips() -> Path | None:
+    """The folder of real clips, ``shared/videos`` in a folder around the project; None where there is none."""
+    return next((folder for parent in ROOT.parents if (folder := parent / "shared" / "videos").is_dir()), None)
+
+
 def require(condition: object, reason: str) -> None:
     """Skip with a reason, or fail with it where CI has promised that nothing is missing."""
     if condition:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from qvl_clips import Clip, available_backends, write_clip
-
-SHARED_VIDEOS = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
+from support import real_clips
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +36,10 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Clip], Path
 
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
-    if not SHARED_VIDEOS.is_dir():
-        pytest.skip(f"the folder of real clips is not here: {SHARED_VIDEOS}")
-    return SHARED_VIDEOS
+    folder = real_clips()
+    if folder is None:
+        pytest.skip("the folder of real clips is not here")
+    return folder
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -146,19 +146,32 @@ def write_audio_only(path: Path) -> Path:
 
 
 def write_size_change(path: Path, first: tuple[int, int], second: tuple[int, int], each: int = 10) -> Path:
-    """Raw H.264 of two sizes, one behind the other, (height, width)."""
-    parts = []
+    """Two sizes, one behind the other, (height, width): raw H.264, or VP9 in a ``.webm``."""
+    codec, options = "libx264", {"preset": "veryfast", "crf": "18", "bf": "0"}
+    if path.suffix == ".webm":
+        codec, options = "libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}
+        options["lag-in-frames"] = "0"  # one packet a frame
+    packets: list[av.Packet] = []
     for start, (height, width) in ((0, first), (each, second)):
-        encoder = av.CodecContext.create("libx264", "w")
+        encoder = av.CodecContext.create(codec, "w")
         encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
-        encoder.time_base = Fraction(1, 25)
-        encoder.options = {"preset": "veryfast", "crf": "18", "bf": "0"}
+        encoder.time_base, encoder.options = Fraction(1, 25), options
         for number in range(start, start + each):
             frame = av.VideoFrame.from_ndarray(picture(number, height, width), format="rgb24")
             frame.pts = number - start
-            parts += [bytes(packet) for packet in encoder.encode(frame)]
-        parts += [bytes(packet) for packet in encoder.encode(None)]
-    path.write_bytes(b"".join(parts))
+            packets += encoder.encode(frame)
+        packets += encoder.encode(None)
+    if path.suffix != ".webm":
+        path.write_bytes(b"".join(map(bytes, packets)))
+        return path
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        (stream.height, stream.width), stream.pix_fmt = first, "yuv420p"
+        for place, packet in enumerate(packets):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = stream, Fraction(1, 25), packet.is_keyframe
+            copy.pts = copy.dts = place
+            container.mux(copy)
     return path
 
 

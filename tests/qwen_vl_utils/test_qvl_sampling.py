@@ -135,6 +135,31 @@ def test_every_plan_with_clamping_is_consistent(*, total, rate, fps, least, most
     assert plan.visual_tokens * 4 == t * h * w
 
 
+@given(
+    steps=st.lists(st.floats(0, 5, allow_subnormal=False), min_size=1, max_size=60),
+    start=st.one_of(st.none(), st.floats(-5, 400)),
+    end=st.one_of(st.none(), st.floats(-5, 400)),
+    fps=st.floats(0.01, 100),
+)
+def test_every_plan_by_real_times_stays_inside_its_range(steps, start, end, fps):
+    times = list(itertools.accumulate(steps))
+    times = [seconds - times[0] for seconds in times]
+    rate = len(times) / (times[-1] + 0.04)
+    options = SamplingOptions(fps=fps, video_start=start, video_end=end)
+    inside = [t for t in times if (start is None or t >= start) and (end is None or t <= end)]
+    try:
+        plan = plan_video(SourceCounts(len(times), rate, 360, 640), options, times=times)
+    except InvalidTimeRangeError:
+        assert len(inside) < 2
+        return
+    assert list(plan.frames_indices) == sorted(plan.frames_indices)
+    assert list(plan.pts_seconds) == [times[index] for index in plan.frames_indices]
+    if len(inside) >= 2:
+        assert (plan.pts_seconds[0], plan.pts_seconds[-1]) == (inside[0], inside[-1])
+    else:
+        assert len(set(plan.frames_indices)) == 1
+
+
 def codes(plan):
     return [note.code for note in plan.notes]
 

@@ -124,8 +124,9 @@ def test_three_frames_give_two(make_clip, backend):
     assert video.frames_indices == [0, 2]
 
 
-def test_a_size_change_in_mid_stream_is_scaled_to_the_first(tmp_path, backend):
-    path = write_size_change(tmp_path / "change.h264", (96, 160), (192, 320))
+@pytest.mark.parametrize("name", ["change.h264", "change.webm"])
+def test_a_size_change_in_mid_stream_is_scaled_to_the_first(tmp_path, backend, name):
+    path = write_size_change(tmp_path / name, (96, 160), (192, 320))
     video = read_video(path, sampling=SamplingOptions(nframes=20, **OWN_SIZE), backend=backend)
     assert numbers(video.frames) == list(range(20))
     assert "frame_size_changed" in [note.code for note in video.notes]
@@ -150,6 +151,19 @@ def test_a_truncated_file_gives_what_is_there_and_says_so(make_clip, tmp_path, b
     assert video.total_num_frames < 90
     assert numbers(video.frames) == video.frames_indices
     assert "source_shorter_than_header" in [note.code for note in video.notes]
+
+
+def test_a_recording_that_begins_in_mid_group(make_clip, tmp_path, backend):
+    """What was recorded off the air: its first pictures refer to one that is not there."""
+    content = make_clip(Clip("air.ts", num_frames=60, gop=20)).read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(content[: 3 * 188] + content[len(content) // 4 // 188 * 188 :])
+    video = read_video(path, sampling=SamplingOptions(nframes=10, **OWN_SIZE), backend=backend)
+    first = 60 - video.total_num_frames
+    assert 0 < first < 20, "the second group begins at frame 20"
+    assert numbers(video.frames) == [first + index for index in video.frames_indices]
+    assert numbers(video.frames)[0] == 20
+    assert "frames_not_decodable" in [note.code for note in video.notes]
 
 
 def test_a_damaged_middle_gives_the_nearest_frames(make_clip, tmp_path, backend):

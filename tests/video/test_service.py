@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import re
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from support import real_clips
 from video_clips import (
     Local,
     holds,
@@ -27,7 +29,9 @@ from video_clips import (
 )
 
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
-from tru_vlm.types import VideoParams
+from tru_vlm.processor.profile import load_profile, resolve_model_path
+from tru_vlm.processor.prompt import MediaLayout, build_prompt
+from tru_vlm.types import MediaPart, Message, TextPart, VideoParams
 from tru_vlm.video.media import SamplingBounds, VideoAllowance
 from tru_vlm.video.media_type import ACCEPTED
 from tru_vlm.video.service import VideoService, content_key
@@ -35,7 +39,7 @@ from tru_vlm.video.service import VideoService, content_key
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 BOUNDS = SamplingBounds(patch_size=16, min_pixels=1024, max_pixels=96 * 160, default_max_frames=16, max_frames=24)
-REAL_CLIPS = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
+REAL_CLIPS = real_clips()
 
 
 def test_a_clip_from_probe_to_frames(run: Run, service: VideoService, clip: Local) -> None:
@@ -102,6 +106,50 @@ def test_a_clip_of_one_frame(run: Run, service: VideoService, tmp_path: Path) ->
             assert lease.info.num_frames == 2
             assert "used twice" in " ".join(lease.info.notes)
 
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animated_image_the_first_picture_is_taken(
+    run: Run, service: VideoService, tmp_path: Path, kind: str
+) -> None:
+    async def scenario() -> None:
+        pictures = [Image.new("RGB", (64, 64), (number, 200, 40)) for number in range(0, 250, 5)]
+        buffer = io.BytesIO()
+        pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:], duration=40)
+        file = local_bytes(tmp_path, buffer.getvalue())
+        probe = await service.inspect(file)
+        assert (probe.kind, probe.num_frames) == ("image", 1)
+        with await service.frames(file, probe, VideoParams(fps=25.0), BOUNDS) as lease:
+            frames = np.load(lease.ref.path)
+            assert frames.shape == (1, 3, 64, 64)
+            assert np.abs(frames.mean(axis=(0, 2, 3)) - [0, 200, 40]).max() < 3
+
+    run(scenario())
+
+
+def test_the_prompt_tells_the_frames_own_times(run: Run, service: VideoService, tmp_path: Path) -> None:
+    """Of a variable rate, on which the mean rate is off by more than 0.3 s."""
+
+    async def scenario() -> None:
+        file, times = write_variable_rate(tmp_path / "variable.mp4")
+        probe = await service.inspect(file)
+        with await service.frames(file, probe, VideoParams(nframes=20), BOUNDS) as lease:
+            ref, frames = lease.ref, np.load(lease.ref.path)
+        levels = frames.mean(axis=(1, 2, 3))
+        assert np.abs(levels - [20 + index * 200 // len(times) for index in ref.frames_indices]).max() < 1.6
+        shown = [times[index] for index in ref.frames_indices]
+        layout = MediaLayout(ref.kind, ref.num_frames, ref.height, ref.width, ref.timestamps_seconds)
+        messages = [Message("user", (MediaPart(0), TextPart("What happens?")))]
+        prompt = build_prompt(profile, messages, [layout])
+        text = profile.tokenizer.decode(prompt.token_ids)
+        told = [float(seconds) for seconds in re.findall(r"<(\d+\.\d) seconds>", text)]
+        means = [(first + second) / 2 for first, second in zip(shown[::2], shown[1::2], strict=True)]
+        half_a_digit = 0.05
+        assert told == pytest.approx(means, abs=half_a_digit + 1e-3)
+        assert max(abs(i / ref.source_fps - t) for i, t in zip(ref.frames_indices, shown, strict=True)) > 0.3
+
+    profile = load_profile(resolve_model_path("demo"))
     run(scenario())
 
 
@@ -345,8 +393,9 @@ def test_the_key_changes_with_everything_that_changes_frames(run: Run, service: 
 
     probe = run(service.inspect(clip))
     base, _ = settle_sampling(probe, VideoParams(), BOUNDS)
-    variants = [replace(base, fps=3.0), replace(base, patch_size=14), replace(base, max_pixels=9999)]
-    variants += [replace(base, video_start=0.5), replace(base, total_pixels=5), replace(base, max_frames=10)]
+    others = {name: (value or 0) + 3 for name, value in base.as_dict().items() if name != "kind"} | {"kind": "image"}
+    assert others.keys() == {field.name for field in fields(base)}
+    variants = [replace(base, **{name: value}) for name, value in others.items()]
     keys = {content_key("a" * 64, sampling, reader="auto", device="cpu") for sampling in [base, *variants]}
     keys.add(content_key("b" * 64, base, reader="auto", device="cpu"))
     keys.add(content_key("a" * 64, base, reader="pyav", device="cpu"))
@@ -358,20 +407,30 @@ def test_no_parts_and_no_open_leases_remain(run: Run, service: VideoService) -> 
     assert service.stats().cache.num_leases == 0
 
 
-@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="the folder of real clips is not here")
+@pytest.mark.skipif(REAL_CLIPS is None, reason="the folder of real clips is not here")
 def test_real_clips(run: Run, service: VideoService) -> None:
+    assert REAL_CLIPS is not None
     bounds = replace(BOUNDS, max_pixels=64 * 1024, max_frames=8, default_max_frames=8)
 
-    async def scenario() -> None:
-        for name in ("dc_rot90.mov", "tc_h265.mp4", "ax_vp9_odd.webm", "mp_pigs.gif", "img_p_trns.png", "tc_av1.mkv"):
-            file = local(REAL_CLIPS / name)
+    refused = {
+        "README.md": "unsupported_media",
+        "ax_audio_only.mp4": "unsupported_media",
+        "ax_edit_list.mp4": "frame_too_large",
+        "img_exif6.jpg": "frame_too_large",
+        "nasa_13013.mp4": "too_many_streams",
+    }
+
+    async def outcome(path: Path) -> str | None:
+        file = local(path)
+        try:
             probe = await service.inspect(file)
             plan = service.plan(probe, VideoParams(), bounds)
             with await service.frames(file, probe, VideoParams(), bounds) as lease:
-                assert (lease.info.num_frames, lease.info.height, lease.info.width) == (
-                    plan.num_frames,
-                    plan.height,
-                    plan.width,
-                ), name
+                info = lease.info
+                assert (info.num_frames, info.height, info.width) == (plan.num_frames, plan.height, plan.width), path
+        except InvalidRequestError as error:
+            return error.code
+        return None
 
-    run(scenario())
+    for path in sorted(REAL_CLIPS.iterdir()):
+        assert run(outcome(path)) == refused.get(path.name), path

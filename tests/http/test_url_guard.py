@@ -1,0 +1,63 @@
+"""Every route that takes an address has the same guard: none is forgotten, and none lets a server path in."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+from client import QUESTION, TIMEOUT, error_of
+from support import Server
+
+JSON, FORM = "application/json", "multipart/form-data"
+ROUTES = {
+    ("/predict", JSON),
+    ("/predict", FORM),
+    ("/v1/inference/url", JSON),
+    ("/v1/inference/upload", FORM),
+}
+FORBIDDEN = (
+    "file:///etc/passwd",
+    "/etc/passwd",
+    "ftp://example.com/a.mp4",
+    "concat:/etc/passwd|/etc/hosts",
+    "http://user:secret@127.0.0.1:9000/a.mp4",
+    "http://127.0.0.1:22/",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://[::ffff:169.254.169.254]/",
+)
+"""Refused also where private addresses are allowed, as they are on the tests' server."""
+
+
+def ask(base: str, path: str, content_type: str, url: str) -> requests.Response:
+    if content_type == JSON:
+        return requests.post(base + path, json={"video_url": url, "prompt": QUESTION}, timeout=TIMEOUT)
+    fields = {"video_url": (None, url), "prompt": (None, QUESTION)}
+    return requests.post(base + path, files=fields, timeout=TIMEOUT)
+
+
+def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
+    schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
+    found = set()
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
+                model = schema["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[-1]]
+                if any("url" in name for name in model["properties"]):
+                    found.add((path, content_type))
+    assert found == ROUTES, "a route that takes an address belongs into this table"
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+@pytest.mark.parametrize(("path", "content_type"), sorted(ROUTES))
+def test_a_forbidden_address_is_refused(server: Server, path: str, content_type: str, url: str) -> None:
+    response = ask(server.base, path, content_type, url)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", "video_url")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
+    response = ask(server.base, "/ui/ask", FORM, url)
+    assert response.status_code == 400, response.text
+    assert "secret" not in response.text
