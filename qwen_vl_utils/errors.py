@@ -10,6 +10,7 @@ VideoError (ValueError)             what was given cannot become model input
 │   ├── TruncatedError              the container begins well and ends before anything can be shown
 │   └── DownloadError               a URL could not be fetched within its limits
 ├── DecodeError                     stage "decode": too few of the wanted frames can be decoded
+│   └── FrameTooLargeError          a frame has more pixels than the limit, whatever the header says
 ├── SamplingError                   stage "sample": the options do not fit the video
 │   ├── SamplingOptionError         one option is not a legal value
 │   │   └── ExclusiveOptionsError   (also AssertionError) fps together with nframes
@@ -148,6 +149,12 @@ class DecodeError(VideoError):
 
     code = "decode_failed"
     default_stage = "decode"
+
+
+class FrameTooLargeError(DecodeError):
+    """A decoded frame has more pixels than the limit; the header may have promised fewer."""
+
+    code = "frame_too_large"
 
 
 class SamplingError(VideoError):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qwen_vl_utils.errors import DecodeError, VideoError
+from qwen_vl_utils.errors import DecodeError, FrameTooLargeError, VideoError
 from qwen_vl_utils.metadata import FrameTable, scan_frames
 from qwen_vl_utils.readers import BackendName, FrameLoader, OpenedVideo, choose_backend, open_reader
 from qwen_vl_utils.readers.pyav import nearest_frames
@@ -64,12 +64,14 @@ def read_video(
     num_threads: int | None = None,
     device: str = "cpu",
     out: torch.Tensor | None = None,
+    max_source_pixels: int | None = None,
 ) -> SampledVideo:
     """Sample, decode and resize a local video file.
 
     backend: None takes torchcodec when it loads, else PyAV. num_threads: of the decoder; None takes the cores, fewer
     for large pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
     ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it.
+    max_source_pixels: most height x width of a decoded frame; the size may change in mid-stream.
 
     Memory: the output plus a few source frames, whatever the file's length.
     Raises the family of VideoError, each naming the file and the stage.
@@ -81,7 +83,10 @@ def read_video(
     video = open_reader(choice.name, device).open(table, num_threads=threads)
     try:
         plan = plan_for_table(table, options, image_patch_size=image_patch_size, average_fps=video.average_fps)
-        return _decoded(table, plan, video, num_threads=threads, backend=choice.name, out=out)
+        decode = _Decode(
+            table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
+        )
+        return decode.run(video)
     finally:
         video.close()
 
@@ -94,6 +99,7 @@ def decode_plan(
     num_threads: int | None = None,
     device: str = "cpu",
     out: torch.Tensor | None = None,
+    max_source_pixels: int | None = None,
 ) -> SampledVideo:
     """The frames of ``plan``, which ``plan_for_table`` made for ``table``: the same frames from every decoder.
 
@@ -104,38 +110,12 @@ def decode_plan(
     threads = num_threads if num_threads is not None else default_threads(table)
     video = open_reader(choice.name, device).open(table, num_threads=threads)
     try:
-        return _decoded(table, plan, video, num_threads=threads, backend=choice.name, out=out)
+        decode = _Decode(
+            table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
+        )
+        return decode.run(video)
     finally:
         video.close()
-
-
-def _decoded(
-    table: FrameTable,
-    plan: VideoPlan,
-    video: OpenedVideo,
-    *,
-    num_threads: int,
-    backend: BackendName,
-    out: torch.Tensor | None,
-) -> SampledVideo:
-    decode = _Decode(table, plan, num_threads=num_threads, backend=backend, out=out)
-    decode.run(video)
-    times = table.times()
-    return SampledVideo(
-        frames=decode.frames,
-        frames_indices=decode.used,
-        pts_seconds=[float(times[i]) for i in decode.used],
-        source_fps=plan.source_fps,
-        sample_fps=plan.sample_fps,
-        num_source_frames=plan.num_source_frames,
-        total_num_frames=plan.total_num_frames,
-        duration_seconds=table.duration_seconds,
-        start_seconds=table.start_seconds,
-        source_height=plan.source_height,
-        source_width=plan.source_width,
-        backend=backend,
-        notes=plan.notes + tuple(decode.notes),
-    )
 
 
 def plan_for_table(
@@ -187,20 +167,23 @@ class _Decode:
         num_threads: int,
         backend: BackendName,
         out: torch.Tensor | None,
+        max_source_pixels: int | None,
     ) -> None:
         self.frames = _output(plan, out)
         self.used = list(plan.frames_indices)
         self.notes: list[Note] = []
         self._table = table
+        self._plan = plan
         self._num_threads = num_threads
         self._backend = backend
+        self._max_source_pixels = max_source_pixels
         self._rows: dict[int, list[int]] = {}
         for row, index in enumerate(plan.frames_indices):
             self._rows.setdefault(index, []).append(row)
         self._sizes: set[tuple[int, int]] = set()
 
-    def run(self, video: OpenedVideo) -> None:
-        """Fill every row: from ``video``, then from PyAV, then with the nearest frame that decodes."""
+    def run(self, video: OpenedVideo) -> SampledVideo:
+        """Fill every row, from ``video``, then from PyAV, then with the nearest frame that decodes; and account."""
         done = self._fill(video.frames(list(self._rows)))
         missing = [index for index in self._rows if index not in done]
         if missing and self._backend != "pyav":
@@ -210,6 +193,26 @@ class _Decode:
         if len(self._sizes) > 1:
             text = f"pictures of {len(self._sizes)} sizes in the video: all scaled to one"
             self.notes.append(Note("frame_size_changed", text))
+        return self._sampled()
+
+    def _sampled(self) -> SampledVideo:
+        table, plan = self._table, self._plan
+        times = table.times()
+        return SampledVideo(
+            frames=self.frames,
+            frames_indices=self.used,
+            pts_seconds=[float(times[i]) for i in self.used],
+            source_fps=plan.source_fps,
+            sample_fps=plan.sample_fps,
+            num_source_frames=plan.num_source_frames,
+            total_num_frames=plan.total_num_frames,
+            duration_seconds=table.duration_seconds,
+            start_seconds=table.start_seconds,
+            source_height=plan.source_height,
+            source_width=plan.source_width,
+            backend=self._backend,
+            notes=plan.notes + tuple(self.notes),
+        )
 
     def _fill(self, jobs: Iterator[_Job]) -> set[int]:
         """Convert and resize ``jobs`` on a second thread while this one decodes on. Returns the indices done."""
@@ -248,7 +251,11 @@ class _Decode:
 
     def _write(self, index: int, load: FrameLoader) -> None:
         picture = load()
-        self._sizes.add((int(picture.shape[1]), int(picture.shape[2])))
+        height, width = int(picture.shape[1]), int(picture.shape[2])
+        if self._max_source_pixels is not None and height * width > self._max_source_pixels:
+            text = f"a frame is {width} x {height}; at most {self._max_source_pixels} pixels are accepted"
+            raise FrameTooLargeError(text, file=self._table.path)
+        self._sizes.add((height, width))
         first, *copies = self._rows[index]
         resize_into(picture, self.frames[first])
         for row in copies:

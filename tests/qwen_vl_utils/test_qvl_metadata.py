@@ -1,7 +1,9 @@
 """Probe and scan."""
 
 from fractions import Fraction
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from qvl_clips import VARIABLE_TIMES, Clip, write_audio_only, write_clip, write_size_change
@@ -117,6 +119,16 @@ def test_a_file_name_is_never_a_protocol(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingFileError):
         probe_video(f"concat:{inner.name}")
+
+
+def test_only_files_are_opened(tmp_path):
+    """FFmpeg's protocols would also reach into files, join them, or go out to the network."""
+    inner = write_clip(tmp_path, Clip("inner.ts", num_frames=4))
+    for name in (f"concat:{inner}", f"subfile,,start,0,end,{inner.stat().st_size},,:{inner}"):
+        with av.open(name) as reached:
+            assert reached.streams.video, "without a guard it is reached"
+        with pytest.raises(NotAVideoError), open_container(Path(name)):
+            pass
 
 
 def test_a_codec_that_is_not_accepted_is_refused_before_any_decoder_sees_it(tmp_path):

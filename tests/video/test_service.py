@@ -23,6 +23,7 @@ from video_clips import (
     local_bytes,
     promise_one_second,
     write_clip,
+    write_growing,
     write_liar,
     write_sound,
     write_variable_rate,
@@ -355,6 +356,18 @@ def test_a_header_that_promises_less_does_not_pass_the_ceiling(run: Run, service
         with pytest.raises(InvalidRequestError, match=r"The video is 70\.0 s long; at most 60 s") as caught:
             await service.frames(file, probe, VideoParams(), BOUNDS, param="video_url")
         assert (caught.value.code, caught.value.param) == ("video_too_long", "video_url")
+
+    run(scenario())
+
+
+def test_frames_that_grow_past_the_ceiling_in_mid_stream(run: Run, service: VideoService, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        file = write_growing(tmp_path / "growing.webm", first=64, then=1024)
+        probe = await service.inspect(file)
+        assert (probe.width, probe.height) == (64, 64)
+        with pytest.raises(InvalidRequestError, match="A frame is 1024 x 1024; at most 1000000 pixels") as caught:
+            await service.frames(file, probe, VideoParams(), BOUNDS, param="video_url")
+        assert (caught.value.code, caught.value.param) == ("frame_too_large", "video_url")
 
     run(scenario())
 

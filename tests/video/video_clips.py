@@ -82,6 +82,30 @@ def write_variable_rate(path: Path) -> tuple[Local, list[float]]:
     return local(path), times
 
 
+def write_growing(path: Path, *, first: int, then: int) -> Local:
+    """WebM of four VP8 frames: two of ``first`` x ``first`` pixels, which the header tells, and two larger ones."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libvpx", rate=25)
+        stream.width = stream.height = first
+        stream.pix_fmt = "yuv420p"
+        packets: list[av.Packet] = []
+        for side in (first, then):
+            encoder = av.CodecContext.create("libvpx", "w")
+            encoder.width = encoder.height = side
+            encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 25)
+            picture = av.VideoFrame.from_ndarray(np.full((side, side, 3), 90, np.uint8), format="rgb24")
+            for number in range(2):
+                picture.pts = number
+                packets += encoder.encode(picture)
+            packets += encoder.encode(None)
+        for place, packet in enumerate(packets):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = stream, Fraction(1, 25), packet.is_keyframe
+            copy.pts = copy.dts = place
+            output.mux(copy)
+    return local(path)
+
+
 def write_long_clip(path: Path, piece: Local, *, seconds: int) -> Local:
     """The packets of ``piece`` again and again, with later times: hours in a second."""
     with av.open(str(piece.path)) as source, av.open(str(path), "w") as output:

@@ -42,8 +42,8 @@ class Decoder:
             return dataclasses.asdict(probe)
         sampling = EffectiveSampling(**request["sampling"])
         out_path = Path(request["out_path"])
+        limit = request["max_source_pixels"]
         if is_image:
-            limit = request["max_source_pixels"]
             return reader.sample_image(path, sampling, out_path, max_source_pixels=limit).as_dict()
         return reader.sample_video(
             path,
@@ -52,6 +52,7 @@ class Decoder:
             reader=self.reader,
             num_threads=self.num_threads,
             device=self.device,
+            max_source_pixels=limit,
             max_video_seconds=request["max_video_seconds"],
         ).as_dict()
 

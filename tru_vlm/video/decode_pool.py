@@ -101,7 +101,7 @@ class DecodePool:
             reader: which decoder.
             device: where it decodes.
             num_threads: threads of one process; the cores shared out among the processes by default.
-            max_source_pixels: largest image that is decoded.
+            max_source_pixels: largest image or frame that is decoded, whatever its header says.
             max_video_seconds: longest video that is decoded, whatever its header says.
         """
         self._timeout_seconds = timeout_seconds

@@ -30,6 +30,7 @@ _MEDIA_CODES: Final = frozenset(
         "image_too_large",
     }
 )
+_CEILING_CODES: Final = frozenset({"video_too_long", "frame_too_large"})
 _LIMIT_TEXTS: Final = {
     "decoder_crashed": "The decoder failed on this file: it is damaged, or made to do harm.",
     "decode_memory": "Decoding this file needs more memory than this server gives to one file.",
@@ -77,9 +78,9 @@ def client_error(failure: DecodeFailure, *, param: str) -> TruError:
         return UnsupportedMediaError(text, param=param, code=code if code == "image_too_large" else None)
     if code in _FIELD_OF:
         return InvalidRequestError(f"{_sentence(failure.detail)}.", param=_FIELD_OF[code])
-    if code in ("aspect_ratio_too_large", "empty_size", "invalid_size", "video_too_long"):
+    if code in _CEILING_CODES or code in ("aspect_ratio_too_large", "empty_size", "invalid_size"):
         text = f"{_sentence(failure.detail)}."
-        return InvalidRequestError(text, param=param, code=code if code == "video_too_long" else None)
+        return InvalidRequestError(text, param=param, code=code if code in _CEILING_CODES else None)
     if code == "storage_full":
         return UnavailableError(
             "The server has no disk space left for the frames; try again later.",

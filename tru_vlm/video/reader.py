@@ -206,14 +206,15 @@ def sample_video(
     *,
     reader: str,
     num_threads: int,
+    max_source_pixels: int | None = None,
     max_video_seconds: float = math.inf,
     device: str = "cpu",
 ) -> SampledInfo:
     """Decode a video's sampled frames into a new ``.npy`` file, uint8 (T, 3, H, W).
 
     Raises:
-        DecodeFailure: the file cannot be decoded, the options do not fit it, it is longer than its header said and
-            than ``max_video_seconds``, or the disk is full.
+        DecodeFailure: the file cannot be decoded, the options do not fit it, it is longer or larger than its header
+            said and than the limits, or the disk is full.
     """
     with video_errors():
         table = qwen.scan_frames(path)
@@ -228,6 +229,7 @@ def sample_video(
                 backend=None if reader == "auto" else reader,
                 num_threads=num_threads,
                 device=device,
+                max_source_pixels=max_source_pixels,
                 out=torch.from_numpy(frames),
             )
     num_frames, _, height, width = sampled.frames.shape
