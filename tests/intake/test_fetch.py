@@ -514,3 +514,75 @@ def test_the_url_cache_is_bounded_and_survives_eviction(tmp_path: Path) -> None:
             assert again.path.read_bytes() == b"version 1", "the stored copy is gone: it is fetched again"
 
     asyncio.run(scenario())
+
+
+def test_a_date_alone_is_enough_to_ask_for_changes(tmp_path: Path) -> None:
+    num_sent = 0
+
+    async def dated(writer: asyncio.StreamWriter, asked: Asked) -> None:
+        nonlocal num_sent
+        if asked.headers.get("if-modified-since") == "yesterday":
+            writer.write(raw_answer(304))
+            return
+        num_sent += 1
+        writer.write(raw_answer(200, MOVIE, last_modified="yesterday"))
+
+    async def scenario() -> None:
+        bench = Bench(tmp_path, cache_bytes=1 << 20)
+        async with web_server(dated) as web:
+            files = [await bench.fetcher.fetch(f"http://video.test:{web.port}/a") for _ in range(3)]
+            assert [file.path.read_bytes() for file in files] == [MOVIE] * 3
+            assert (num_sent, len({file.path for file in files})) == (1, 3), "each has a file of its own"
+            assert "if-none-match" not in web.asked[1].headers
+
+    asyncio.run(scenario())
+
+
+def test_a_file_without_validators_is_fetched_each_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path, cache_bytes=1 << 20)
+        async with web_server(answer(body=MOVIE)) as web:
+            for _ in range(2):
+                await bench.spool.remove(await bench.fetcher.fetch(f"http://video.test:{web.port}/a"))
+            assert [set(asked.headers) & {"if-none-match", "if-modified-since"} for asked in web.asked] == [
+                set(),
+                set(),
+            ]
+        assert (bench.leftovers(), bench.spool.used_bytes) == ([], 0)
+
+    asyncio.run(scenario())
+
+
+def test_behind_a_redirect_the_goal_is_asked_for_changes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        versioned = Versioned()
+        bench = Bench(tmp_path, cache_bytes=1000)
+        async with (
+            web_server(versioned) as goal,
+            web_server(answer(302, location=f"http://other.test:{goal.port}/b")) as start,
+        ):
+            for _ in range(2):
+                file = await bench.fetcher.fetch(f"http://video.test:{start.port}/a")
+                assert file.path.read_bytes() == b"version 1"
+            assert (versioned.num_sent, len(start.asked), len(goal.asked)) == (1, 2, 2)
+            assert "if-none-match" not in start.asked[1].headers
+
+    asyncio.run(scenario())
+
+
+def test_a_remembered_file_does_not_pass_the_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that has come to lead inside is refused, although its file is here."""
+    pretend_public(monkeypatch, "127.0.0.1")
+
+    async def scenario() -> None:
+        bench = Bench(
+            tmp_path, resolver=Resolver(["127.0.0.1"], ["10.0.0.1"]), allow_private=False, cache_bytes=1 << 20
+        )
+        async with web_server(answer(body=MOVIE, etag='"1"')) as web:
+            url = f"http://video.test:{web.port}/"
+            assert (await bench.fetcher.fetch(url)).size_bytes == len(MOVIE)
+            with pytest.raises(FetchError, match="address that this server does not fetch from"):
+                await bench.fetcher.fetch(url)
+            assert len(web.asked) == 1
+
+    asyncio.run(scenario())
