@@ -83,6 +83,13 @@ class Settings(BaseSettings):
     prefill_chunk_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
         512, description="Most prompt tokens that one step works on, so that running answers are not stalled."
     )
+    prefix_cache: bool = Field(
+        True,
+        description="Keep keys and values of past prompts and answers, as the KV cache has room, for reuse.",
+    )
+    feature_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 * MEBIBYTE, description="Device memory for vision features by content, in bytes; 0 keeps none."
+    )
 
     # Limits
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = Field(

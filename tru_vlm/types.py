@@ -155,11 +155,12 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts.  ``prompt_tokens`` includes ``video_tokens``."""
+    """Token counts.  ``prompt_tokens`` includes ``video_tokens``, and ``cached_tokens``: those not computed again."""
 
     prompt_tokens: int
     video_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

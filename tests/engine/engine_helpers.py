@@ -24,12 +24,13 @@ def random_checkpoint(folder: Path) -> Path:
 def video(seed=0, num_frames=4, height=64, width=64, fps=2.0) -> MediaInput:
     frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 3, height, width), dtype=np.uint8)
     times = tuple(index / fps for index in range(num_frames))
-    return MediaInput("video", frames, f"video-{seed}", times, tuple(range(num_frames)), fps)
+    key = f"video-{seed}-{num_frames}-{height}-{width}-{fps}"
+    return MediaInput("video", frames, key, times, tuple(range(num_frames)), fps)
 
 
 def image(seed=0, height=64, width=64) -> MediaInput:
     frames = np.random.default_rng(seed).integers(0, 256, (1, 3, height, width), dtype=np.uint8)
-    return MediaInput("image", frames, f"image-{seed}")
+    return MediaInput("image", frames, f"image-{seed}-{height}-{width}")
 
 
 def request(request_id="a", *media, prompt="What happens?", **generation) -> EngineRequest:

@@ -1,7 +1,7 @@
 """The scheduler and the block manager, without a model: who runs, who waits, who holds what."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tru_vlm.engine.hf.kv_cache import BlockManager, size_in_tokens
@@ -116,7 +116,7 @@ def test_blocks_are_never_shared_nor_lost(actions):
         assert all(0 <= slot < 96 for slot in slots)
     for table in held:
         manager.free(table)
-    assert manager.allocate(96).is_contiguous
+    assert manager.allocate(96).num_neighbour_tokens == 96
 
 
 def test_neighbouring_blocks_are_preferred():
@@ -126,9 +126,197 @@ def test_neighbouring_blocks_are_preferred():
     assert manager.allocate(3) is not None  # 0, 1 and 6 here, for there is no run of three
     manager.free(second)
     table = manager.allocate(2)
-    assert table.is_contiguous
+    assert table.num_neighbour_tokens == 2
     assert table.slots.tolist() == [2, 3]
     assert third.slots.tolist() == [4, 5]
+
+
+class World:
+    """A scheduler, and a stand-in for the model: a slot holds all of its sequence up to its token."""
+
+    def __init__(self, num_blocks, chunk):
+        self.blocks = BlockManager(num_blocks, block_tokens=2)
+        self.planner = Scheduler(blocks=self.blocks, max_batch_size=3, prefill_chunk_tokens=chunk, context_tokens=100)
+        self.slots: dict[int, str] = {}
+        self.texts: dict[str, str] = {}
+        self.alive: list[Sequence] = []
+
+    def submit(self, text, max_new_tokens):
+        sequence = Sequence(f"s{len(self.texts)}", len(text), max_new_tokens, len(text), keys=keys_of(text))
+        self.texts[sequence.id] = text
+        self.alive.append(sequence)
+        self.planner.add(sequence)
+
+    def remove(self, index, *, discard):
+        if self.alive:
+            self.planner.remove(self.alive.pop(index % len(self.alive)), discard=discard)
+
+    def step(self):
+        self.planner.catch_up()
+        self.planner.admit()
+        chunks = self.planner.next_step()
+        assert chunks or not self.planner.num_running, "everyone waits for another"
+        for chunk in chunks:
+            self.compute(chunk)
+            self.planner.commit(chunk)
+            self.go_on(chunk.sequence)
+
+    def compute(self, chunk):
+        table, text = chunk.sequence.table, self.texts[chunk.sequence.id]
+        stop = chunk.start + chunk.num_tokens
+        held = [self.slots.get(slot) for slot in table.slots[: chunk.start].tolist()]
+        assert held == [text[: index + 1] for index in range(chunk.start)], "it reads what is not its own beginning"
+        holders = [self.blocks._num_holders[block] for block in table.blocks[chunk.start // 2 :]]
+        assert set(holders) == {1}, "a block that is written to is shared"
+        for index in range(chunk.start, stop):
+            self.slots[int(table.slots[index])] = text[: index + 1]
+
+    def go_on(self, sequence):
+        """A next token of the answer, or the end."""
+        if sequence.num_computed_tokens >= sequence.num_reserved_tokens - 1:
+            self.alive.remove(sequence)
+            self.planner.remove(sequence)
+        elif sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+            text = self.texts[sequence.id]
+            self.texts[sequence.id] = text + "ab"[(len(text) * 7 + text.count("a")) % 2]
+            sequence.keys[:] = keys_of(self.texts[sequence.id])
+
+
+def keys_of(text, size=2):
+    return [text[:end].encode() for end in range(size, len(text) + 1, size)]
+
+
+SUBMIT = st.tuples(st.just("submit"), st.text("ab", min_size=1, max_size=14), st.integers(1, 6))
+REMOVE = st.tuples(st.sampled_from(["abort", "fail"]), st.integers(0, 5))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    actions=st.lists(st.one_of(SUBMIT, REMOVE, st.just(("step",)), st.just(("step",))), max_size=40),
+    num_blocks=st.integers(10, 30),
+    chunk=st.sampled_from([2, 3, 8]),
+)
+def test_shared_blocks_hold_what_their_keys_say_and_everyone_comes_to_an_end(actions, num_blocks, chunk):
+    world = World(num_blocks, chunk)
+    for kind, *values in actions:
+        if kind == "submit":
+            world.submit(*values)
+        elif kind == "step":
+            world.step()
+        else:
+            world.remove(*values, discard=kind == "fail")
+    for _ in range(1000):
+        if world.alive:
+            world.step()
+    assert not world.alive
+    assert not world.planner._promised
+    blocks = world.blocks
+    assert blocks.num_free_blocks == num_blocks
+    blocks.free(blocks.allocate(blocks.capacity_tokens))
+    assert (blocks._free, blocks.num_cached_blocks) == ([(0, num_blocks)], 0)
+
+
+KEYS = [bytes([number]) for number in range(20)]
+
+
+def filled(manager, num_tokens, keys):
+    table = manager.allocate(num_tokens, keys)
+    manager.publish(table, keys, start=0, stop=len(keys))
+    return table
+
+
+def test_cached_blocks_are_shared_and_evicted_only_when_nobody_holds_them():
+    manager = BlockManager(8, block_tokens=1)
+    first = filled(manager, 4, KEYS[:4])
+    second = manager.allocate(6, KEYS[:3])
+    assert (second.blocks[:3], second.num_cached_tokens) == (first.blocks[:3], 3)
+    assert manager.num_free_blocks == 1
+    manager.free(first)
+    assert (manager.num_free_blocks, manager.num_cached_blocks) == (2, 4)
+    assert manager.allocate(3) is None
+    third = manager.allocate(2)  # the fourth, which is idle, and the last one
+    assert set(third.blocks) == {first.blocks[3], 7}
+    assert (manager.num_cached_blocks, manager.num_evictions) == (3, 1)
+
+
+def test_the_least_recently_used_is_evicted_first_and_of_one_sequence_its_end():
+    manager = BlockManager(6, block_tokens=1)
+    for keys in (KEYS[:3], KEYS[10:13]):
+        manager.free(filled(manager, 3, keys))
+    manager.free(manager.allocate(3, KEYS[:2]))  # uses the first two again, and needs one: the eldest's end
+    assert manager.num_evictions == 1
+    manager.free(manager.allocate(3))
+    assert [manager.allocate(6, KEYS[:3]).num_cached_tokens] == [2]
+
+
+def test_an_allocation_does_not_evict_what_it_shares():
+    manager = BlockManager(4, block_tokens=1)
+    manager.free(filled(manager, 3, KEYS[:3]))
+    table = manager.allocate(4, KEYS[:3])
+    assert (table.num_cached_tokens, table.num_neighbour_tokens) == (3, 4)
+    assert manager.allocate(1) is None
+
+
+def test_a_next_turn_lies_beside_the_last_one():
+    manager = BlockManager(32, block_tokens=1)
+    first, other = filled(manager, 10, KEYS[:8]), manager.allocate(4)
+    manager.free(first)
+    assert manager.allocate(10, KEYS[:8]).num_neighbour_tokens == 10
+    assert manager.allocate(3).blocks == (14, 15, 16)
+    assert other.blocks == (10, 11, 12, 13)
+
+
+def test_the_same_content_computed_twice_is_cached_once():
+    manager = BlockManager(8, block_tokens=1)
+    first, second = manager.allocate(3), manager.allocate(3)
+    for table in (first, second):
+        manager.publish(table, KEYS[:2], start=0, stop=2)
+    assert manager.num_cached_blocks == 2
+    manager.free(second)
+    assert manager.num_free_blocks == 5
+    manager.free(first)
+    assert manager.allocate(3, KEYS[:2]).blocks[:2] == first.blocks[:2]
+
+
+def test_discarded_content_is_not_found_again_and_its_other_holders_keep_it():
+    manager = BlockManager(8, block_tokens=1)
+    first = filled(manager, 3, KEYS[:3])
+    second = manager.allocate(4, KEYS[:2])
+    manager.discard(second)
+    manager.free(second)
+    assert manager.num_cached_blocks == 1  # the third, which was not in the discarded table
+    assert manager.num_free_blocks == 5
+    assert manager.allocate(4, KEYS[:3]).num_cached_tokens == 0
+    manager.free(first)
+
+
+def test_two_of_one_beginning_do_not_compute_it_twice():
+    planner, _ = scheduler(chunk=32)
+    keys = [b"1", b"2", b"3", b"4"]
+    first, second = text("first", prompt=70), text("second", prompt=66)
+    first.keys, second.keys = [*keys], [*keys]
+    planner.add(first)
+    planner.admit()
+    planner.add(second)
+    planner.admit()
+    assert run(planner) == {"first": 32}
+    assert planner.catch_up() == [second]
+    assert second.num_computed_tokens == 32
+    assert run(planner) == {"first": 32}
+    planner.catch_up()
+    assert run(planner) == {"first": 6, "second": 2}
+    assert (second.num_cached_tokens, planner.num_prefix_hits, planner.num_prefix_queries) == (64, 64, 136)
+
+
+def test_the_last_token_is_computed_even_when_all_is_cached():
+    planner, _ = scheduler(chunk=64)
+    for name in ("first", "second"):
+        sequence = text(name, prompt=32)
+        sequence.keys = [b"1", b"2"]
+        planner.add(sequence)
+        planner.admit()
+        assert run(planner) == {name: 32 if name == "first" else 16}
+        planner.remove(sequence)
 
 
 @pytest.mark.parametrize(

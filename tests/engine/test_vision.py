@@ -1,5 +1,7 @@
 """Media of one sequence on their way through the vision tower: in chunks, in the prompt's order, nothing kept."""
 
+import numpy as np
+import pytest
 import torch
 from engine_helpers import image, request, video
 
@@ -23,7 +25,14 @@ class Counting:
 
 
 def row_of(profile, *media):
-    return prepare_row(request("a", *media), profile=profile, byte_table=[], vocabulary=10, device="cpu")
+    return prepare_row(
+        request("a", *media),
+        profile=profile,
+        byte_table=[],
+        vocabulary=10,
+        device="cpu",
+        shared_block_tokens=None,
+    )
 
 
 def test_chunks_follow_the_bound_and_the_prompt_is_ready_up_to_the_next_frame(profile):
@@ -38,21 +47,53 @@ def test_chunks_follow_the_bound_and_the_prompt_is_ready_up_to_the_next_frame(pr
     assert visual.encode_next(tower, max_tokens=100) == 4  # a chunk is of one medium
     assert visual.encode_next(tower, max_tokens=100) == 4
     assert visual.ready_tokens == row.prompt.num_tokens
-    assert tower.calls == [("video-1", 0, 2), ("video-1", 2, 3), ("video-1", 3, 4), ("image-2", 0, 1)]
+    of_video, of_image = (medium.content_key for medium in row.request.media)
+    assert tower.calls == [(of_video, 0, 2), (of_video, 2, 3), (of_video, 3, 4), (of_image, 0, 1)]
 
 
-def test_features_come_in_order_stay_until_dropped_and_are_gone_afterwards(profile):
-    row = row_of(profile, video(1, 6, 64, 64))
+def test_features_come_in_order_stay_until_computed_and_are_gone_afterwards(profile):
+    row = row_of(profile, video(1, 6, 64, 64))  # 3 temporal patches of 4 tokens
     visual, tower = VisualInputs(row.request.media, row.prompt), Counting()
+    starts = row.prompt.spans[0].starts.tolist()
     for _ in range(3):
         visual.encode_next(tower, max_tokens=4)
     for _ in range(2):  # a step may be run again
         assert numbers(visual.peek(6)) == [0, 1, 2, 3, 4, 5]
-    visual.drop(6)
+    visual.advance_to(starts[0])
+    assert numbers(visual.peek(1)) == [0]
+    visual.advance_to(starts[1] + 2)
     assert numbers(visual.peek(3)) == [6, 7, 8]
     assert VisualFeatures.joined(visual.peek(3)).deepstack[0][:, 0].tolist() == [60, 70, 80]
-    visual.drop(6)
+    visual.advance_to(row.prompt.num_tokens)
     assert not visual._waiting
+
+
+@pytest.mark.parametrize("num_encoded", [0, 1, 2])
+@pytest.mark.parametrize("num_computed", [0, 1, 2, 5, 7, 8, 11, 12, 14, 16])  # visual tokens of 4 + 4 + 4, and 4
+def test_what_others_have_computed_is_neither_encoded_nor_given_out(num_encoded, num_computed, profile):
+    row = row_of(profile, video(1, 6, 64, 64), image(2))
+    visual, tower = VisualInputs(row.request.media, row.prompt), ByPatch()
+    for _ in range(num_encoded):
+        visual.encode_next(tower, max_tokens=4)
+    indices = np.flatnonzero(row.is_visual)
+    visual.advance_to(int(indices[num_computed]) if num_computed < 16 else row.prompt.num_tokens)
+    tower.calls.clear()
+    while visual.ready_tokens < row.prompt.num_tokens:
+        visual.encode_next(tower, max_tokens=4)
+    assert numbers(visual.peek(16)) == list(range(num_computed, 16))
+    assert len(tower.calls) == 4 - max(num_encoded, num_computed // 4)
+
+
+class ByPatch:
+    """Stands for the tower: a feature is the number of its visual token in the prompt."""
+
+    def __init__(self):
+        self.calls = []
+
+    def encode(self, media, start, stop):
+        self.calls.append((media.kind, start, stop))
+        first = 12 if media.kind == "image" else 4 * start
+        return VisualFeatures(torch.arange(first, first + 4 * (stop - start))[:, None].float(), ())
 
 
 def numbers(parts):

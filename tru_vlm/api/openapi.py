@@ -27,7 +27,13 @@ _ANSWER_EXAMPLE = {
     "model": "demo",
     "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
     "finish_reason": "stop",
-    "usage": {"prompt_tokens": 214, "video_tokens": 120, "completion_tokens": 24, "total_tokens": 238},
+    "usage": {
+        "prompt_tokens": 214,
+        "video_tokens": 120,
+        "completion_tokens": 24,
+        "cached_tokens": 192,
+        "total_tokens": 238,
+    },
     "video": {
         "kind": "video",
         "num_frames": 20,

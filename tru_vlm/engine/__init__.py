@@ -30,5 +30,7 @@ def create_engine(settings: Settings, device: str) -> Engine:
         max_context_tokens=settings.max_context_tokens,
         kv_cache_tokens=settings.kv_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        prefix_cache=settings.prefix_cache,
+        feature_cache_bytes=settings.feature_cache_bytes,
     )
     return HfEngine.load(config)

@@ -107,6 +107,13 @@ class EngineStats:
         num_steps: model steps so far.
         num_prompt_tokens, num_generated_tokens: totals so far.
         device_memory_bytes: allocated on the device, or resident on a CPU.
+        num_computed_prompt_tokens: prompt tokens that the model was run on, so far.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and found; so far.
+        prefix_cache_bytes: of the KV cache's content that can be found.  It gives way to running requests.
+        prefix_cache_evictions: blocks that gave way so far.
+        mm_cache_queries, mm_cache_hits: temporal patches looked up in the feature cache, and found; so far.
+        mm_cache_bytes: of the features in it.
+        mm_cache_evictions: temporal patches removed from it for space, so far.
     """
 
     num_running: int
@@ -117,6 +124,15 @@ class EngineStats:
     num_prompt_tokens: int
     num_generated_tokens: int
     device_memory_bytes: int
+    num_computed_prompt_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prefix_cache_bytes: int = 0
+    prefix_cache_evictions: int = 0
+    mm_cache_queries: int = 0
+    mm_cache_hits: int = 0
+    mm_cache_bytes: int = 0
+    mm_cache_evictions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

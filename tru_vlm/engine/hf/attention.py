@@ -163,11 +163,12 @@ def _attend_packed(
 
 
 def _of_row(pool: torch.Tensor, row: AttentionRow) -> torch.Tensor:
-    """The row's part of (1, num_kv_heads, num_slots, head_dim): a view where its blocks are neighbours."""
+    """The row's part of (1, num_kv_heads, num_slots, head_dim): a view where its tokens lie side by side."""
     if row.first_slot is not None:
         return pool.narrow(2, row.first_slot, row.num_keys)
     assert row.slots is not None  # noqa: S101 - one of the two is set
-    return pool.index_select(2, row.slots)
+    by_slot = pool[0].transpose(0, 1)  # as it lies in memory: all heads of a slot are copied at once
+    return by_slot.index_select(0, row.slots).transpose(0, 1)[None]
 
 
 def _attend_many(

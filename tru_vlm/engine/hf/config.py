@@ -22,6 +22,8 @@ class EngineConfig:
         kv_cache_tokens: size of the KV cache in tokens; 0 sizes it by free memory.
         prefill_chunk_tokens: most prompt tokens that one step works on.
         block_tokens: tokens in a block of the KV cache.
+        prefix_cache: keep the KV cache's content of finished requests, and share it between requests that begin alike.
+        feature_cache_bytes: most bytes of vision features that are kept on the device; 0 keeps none.
     """
 
     model_path: str
@@ -33,3 +35,5 @@ class EngineConfig:
     kv_cache_tokens: int = 0
     prefill_chunk_tokens: int = 512
     block_tokens: int = 16
+    prefix_cache: bool = True
+    feature_cache_bytes: int = 256 << 20

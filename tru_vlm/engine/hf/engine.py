@@ -21,6 +21,7 @@ from tru_vlm.engine.base import (
 )
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.detokenizer import byte_table
+from tru_vlm.engine.hf.feature_cache import FeatureCache
 from tru_vlm.engine.hf.kv_cache import BlockManager, KvCache, KvShape, size_in_tokens
 from tru_vlm.engine.hf.loading import (
     AttentionChoice,
@@ -60,19 +61,23 @@ class HfEngine:
         self._vocabulary = int(model.config.text_config.vocab_size)
         self._byte_table = byte_table(profile.tokenizer)
         blocks = _block_manager(model, profile, config)
-        cache = KvCache(_kv_shape(model), blocks.capacity_tokens, config.device)
+        shape = _kv_shape(model)
+        cache = KvCache(shape, blocks.capacity_tokens, config.device)
         self._runner = ModelRunner(model, cache, config.device, self._attention.kernel)
-        self._encoder = VisionEncoder(model.model.visual, profile, config.device)
+        encoder = VisionEncoder(model.model.visual, profile, config.device)
+        self._features = FeatureCache(encoder, config.feature_cache_bytes)
+        self._blocks = blocks
+        self._block_bytes = config.block_tokens * shape.token_bytes
         self._scheduler = Scheduler(
             blocks=blocks,
             max_batch_size=config.max_batch_size,
             prefill_chunk_tokens=config.prefill_chunk_tokens,
             context_tokens=profile.context_tokens,
         )
-        self._kv_cache_tokens = blocks.capacity_tokens
         self._rows: dict[str, Row] = {}
         self._pending: list[EngineEvent] = []
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
+        self._num_computed_prompt_tokens = 0
 
     @classmethod
     def load(cls, config: EngineConfig) -> HfEngine:
@@ -113,6 +118,7 @@ class HfEngine:
                 byte_table=self._byte_table,
                 vocabulary=self._vocabulary,
                 device=self._config.device,
+                shared_block_tokens=self._config.block_tokens if self._config.prefix_cache else None,
             )
         except TruError:
             raise
@@ -156,26 +162,39 @@ class HfEngine:
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
-            kv_cache_tokens=self._kv_cache_tokens,
+            kv_cache_tokens=self._blocks.capacity_tokens,
             kv_cache_used_tokens=self._scheduler.num_used_tokens,
             num_steps=self._num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             device_memory_bytes=used_memory_bytes(self._config.device),
+            num_computed_prompt_tokens=self._num_computed_prompt_tokens,
+            prefix_cache_queries=self._scheduler.num_prefix_queries,
+            prefix_cache_hits=self._scheduler.num_prefix_hits,
+            prefix_cache_bytes=self._blocks.num_cached_blocks * self._block_bytes,
+            prefix_cache_evictions=self._blocks.num_evictions,
+            mm_cache_queries=self._features.num_queries,
+            mm_cache_hits=self._features.num_hits,
+            mm_cache_bytes=self._features.used_bytes,
+            mm_cache_evictions=self._features.num_evictions,
         )
 
     def close(self) -> None:
         """Forget everything and give the device's memory back; the engine cannot be used afterwards."""
         self._rows.clear()
         self._pending.clear()
-        del self._runner, self._encoder
+        del self._runner, self._features
         _release_memory(self._config.device)
 
     def _admit(self) -> None:
+        """Let new sequences in; the older ones first take over what they share, so that it is not evicted for them."""
+        for sequence in self._scheduler.catch_up():
+            self._rows[sequence.id].skip_computed()
         now = time.perf_counter()
         for sequence in self._scheduler.admit():
             row = self._rows[sequence.id]
             row.clock.admitted = now
+            row.skip_computed()
             self._num_prompt_tokens += row.prompt.num_tokens
 
     def _encode(self, events: list[EngineEvent]) -> None:
@@ -184,7 +203,7 @@ class HfEngine:
             row = self._rows[sequence.id]
             started = time.perf_counter()
             try:
-                row.visual.encode_next(self._encoder, max_tokens)
+                row.visual.encode_next(self._features, max_tokens)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
                 events.append(self._fail(row, error))
                 continue
@@ -201,7 +220,8 @@ class HfEngine:
                 continue
             self._scheduler.commit(chunk)
             if chunk.start < row.prompt.num_tokens:
-                row.visual.drop(row.num_visual_tokens(chunk))
+                row.visual.advance_to(chunk.start + chunk.num_tokens)
+                self._num_computed_prompt_tokens += chunk.num_tokens
             if result is not None:
                 self._accept(row, result, events)
 
@@ -235,8 +255,7 @@ class HfEngine:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
             events.append(self._fail(row, error))
             return
-        row.last_token = token
-        row.num_generated += 1
+        row.add_token(token)
         self._num_generated_tokens += 1
         if row.clock.first_token is None:
             row.clock.first_token = time.perf_counter()
@@ -250,17 +269,18 @@ class HfEngine:
             events.append(self._finish(row, reason))
 
     def _finish(self, row: Row, reason: FinishReason) -> FinishEvent:
-        self._forget(row)
+        del self._rows[row.request.id]
+        self._scheduler.remove(row.sequence)
         return FinishEvent(row.request.id, reason, row.usage, row.clock.timings())
 
     def _fail(self, row: Row, error: Exception) -> FailEvent:
-        self._forget(row)
+        del self._rows[row.request.id]
+        # Whatever it was, it may have come from what is cached, or have spoilt it: a retry must not meet it again.
+        self._scheduler.remove(row.sequence, discard=True)
+        for media in row.request.media:
+            self._features.discard(media)
         log.error("request %s failed", row.request.id, exc_info=error)
         return FailEvent(row.request.id, _as_answer(error).info())
-
-    def _forget(self, row: Row) -> None:
-        del self._rows[row.request.id]
-        self._scheduler.remove(row.sequence)
 
 
 def _as_answer(error: Exception) -> TruError:
@@ -295,7 +315,7 @@ def _block_manager(model: Any, profile: ModelProfile, config: EngineConfig) -> B
         requested_tokens=config.kv_cache_tokens,
         most_useful_tokens=profile.context_tokens * config.max_batch_size,
         token_bytes=_kv_shape(model).token_bytes,
-        free_memory_bytes=available_memory_bytes(config.device),
+        free_memory_bytes=max(0, available_memory_bytes(config.device) - config.feature_cache_bytes),
         is_cuda=torch.device(config.device).type == "cuda",
         block_tokens=config.block_tokens,
     )

@@ -121,7 +121,7 @@ class ModelRunner:
 
     def _attention_row(self, row: RowInput, start: int) -> AttentionRow:
         num_keys = row.num_cached_tokens + row.num_tokens
-        contiguous = row.table.is_contiguous
+        contiguous = num_keys <= row.table.num_neighbour_tokens
         return AttentionRow(
             start=start,
             num_queries=row.num_tokens,

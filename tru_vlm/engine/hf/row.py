@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tru_vlm.engine.base import EngineRequest, EngineTimings, MediaInput
+from tru_vlm.engine.hf.block_chain import BlockChain
 from tru_vlm.engine.hf.detokenizer import TextStream
 from tru_vlm.engine.hf.model_runner import RowInput
 from tru_vlm.engine.hf.sampling import RowSampler
@@ -50,6 +51,7 @@ class Row:
         positions: mrope positions of the prompt; int64, (3, N).
         rope_delta: a later token's position is its index plus this.
         is_visual: bool, (N,).
+        chain: names its blocks by their content; None when nothing is to be shared.
         last_token: the newest token of the answer, not yet in the cache.
         num_generated: tokens of the answer.
     """
@@ -61,6 +63,7 @@ class Row:
     is_visual: NDArray[np.bool_]
     sequence: Sequence
     visual: VisualInputs
+    chain: BlockChain | None
     sampler: RowSampler
     text: TextStream
     clock: RowClock
@@ -70,11 +73,24 @@ class Row:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.prompt.num_tokens, self.prompt.num_visual_tokens, self.num_generated)
+        return Usage(
+            self.prompt.num_tokens,
+            self.prompt.num_visual_tokens,
+            self.num_generated,
+            cached_tokens=self.sequence.num_cached_tokens,
+        )
 
-    def num_visual_tokens(self, chunk: Chunk) -> int:
-        """Visual tokens in a chunk."""
-        return int(self.is_visual[chunk.start : chunk.start + chunk.num_tokens].sum())
+    def add_token(self, token: int) -> None:
+        """The answer goes on."""
+        self.last_token = token
+        self.num_generated += 1
+        if self.chain is not None:
+            self.chain.append(token)
+
+    def skip_computed(self) -> None:
+        """Ask for no features of tokens that are in the cache."""
+        self.visual.advance_to(self.sequence.num_computed_tokens)
+        self.sequence.num_ready_tokens = self.visual.ready_tokens
 
     def model_input(self, chunk: Chunk) -> RowInput:
         """What the model needs for a chunk."""
@@ -98,9 +114,23 @@ class Row:
 
 
 def prepare_row(
-    request: EngineRequest, *, profile: ModelProfile, byte_table: list[bytes], vocabulary: int, device: str
+    request: EngineRequest,
+    *,
+    profile: ModelProfile,
+    byte_table: list[bytes],
+    vocabulary: int,
+    device: str,
+    shared_block_tokens: int | None,
 ) -> Row:
     """Tokenize a request and lay out its media; nothing is computed yet.
+
+    Args:
+        request: the request.
+        profile: the model.
+        byte_table: of its tokenizer.
+        vocabulary: width of its logits.
+        device: where its sampler's state is.
+        shared_block_tokens: tokens in a block of the KV cache; None when blocks are not shared.
 
     Raises:
         InvalidRequestError: if messages and media do not belong together.
@@ -111,15 +141,20 @@ def prepare_row(
         prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
     )
     visual = VisualInputs(request.media, prompt)
+    chain = BlockChain(prompt, request.media, shared_block_tokens) if shared_block_tokens else None
     params = request.generation
+    sequence = Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens)
+    if chain is not None:
+        sequence.keys = chain.keys  # the same list: it grows with the answer
     return Row(
         request=request,
         prompt=prompt,
         positions=positions,
         rope_delta=rope_delta,
         is_visual=prompt.mm_token_type_ids() != 0,
-        sequence=Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens),
+        sequence=sequence,
         visual=visual,
+        chain=chain,
         sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device),
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),

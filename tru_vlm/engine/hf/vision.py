@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ class VisualFeatures:
     def part(self, start: int, stop: int) -> VisualFeatures:
         """Features of the tokens from start up to stop."""
         return VisualFeatures(self.embeddings[start:stop], tuple(layer[start:stop] for layer in self.deepstack))
+
+    def copy(self) -> VisualFeatures:
+        """The same in memory of its own."""
+        return VisualFeatures(self.embeddings.clone(), tuple(layer.clone() for layer in self.deepstack))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.embeddings.nbytes + sum(layer.nbytes for layer in self.deepstack)
 
     @staticmethod
     def joined(parts: Sequence[VisualFeatures]) -> VisualFeatures:
@@ -105,8 +114,16 @@ def frame_attention(
     return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
 
 
+class Encoder(Protocol):
+    """Gives features of frames: the tower, or a cache around it."""
+
+    def encode(self, media: MediaInput, start: int, stop: int) -> VisualFeatures:
+        """Features of the medium's temporal patches from start up to stop."""
+        ...
+
+
 class VisionEncoder:
-    """Runs the tower.  A cache by ``content_key`` belongs around :meth:`encode` (its arguments name the result)."""
+    """Runs the tower."""
 
     def __init__(self, visual: Any, profile: ModelProfile, device: str) -> None:
         self._visual = visual
@@ -150,8 +167,11 @@ class VisualInputs:
         self._owners = np.repeat(np.arange(len(spans)), [len(span.starts) for span in spans])[in_text_order]
         self._patches = np.concatenate([empty, *(np.arange(len(span.starts)) for span in spans)])[in_text_order]
         self._tokens = [span.tokens_per_frame for span in spans]
+        sizes = np.asarray(self._tokens, dtype=np.int64)[self._owners]
+        self._visual_starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
         self._num_prompt_tokens = prompt.num_tokens
         self._next = 0
+        self._num_dropped = 0
         self._waiting: deque[VisualFeatures] = deque()
 
     @property
@@ -159,8 +179,8 @@ class VisualInputs:
         """Length of the prompt's beginning whose features are there (or were, and are prefilled)."""
         return int(self._starts[self._next]) if self._next < len(self._starts) else self._num_prompt_tokens
 
-    def encode_next(self, encoder: VisionEncoder, max_tokens: int) -> int:
-        """Run the tower on the next temporal patches of one medium, at least one of them.
+    def encode_next(self, encoder: Encoder, max_tokens: int) -> int:
+        """Encode the next temporal patches of one medium, at least one of them.
 
         Returns:
             the number of visual tokens that became ready.
@@ -171,12 +191,14 @@ class VisualInputs:
         of_owner = int(same[0]) if len(same) else of_owner
         count = min(of_owner, max(1, max_tokens // self._tokens[owner]))
         features = encoder.encode(self._media[owner], first, first + count)
+        # The first patch may have been prefilled in part by another sequence.
+        features = features.part(max(0, self._num_dropped - int(self._visual_starts[self._next])), len(features))
         self._waiting.append(features)
         self._next += count
         return len(features)
 
     def peek(self, num_tokens: int) -> list[VisualFeatures]:
-        """The next features in the prompt's order; they stay until :meth:`drop`."""
+        """The next features in the prompt's order; they stay until :meth:`advance_to`."""
         parts = []
         for features in self._waiting:
             if num_tokens <= 0:
@@ -185,11 +207,23 @@ class VisualInputs:
             num_tokens -= len(parts[-1])
         return parts
 
-    def drop(self, num_tokens: int) -> None:
-        """Forget the next features: their keys and values are in the cache."""
-        while num_tokens:
+    def advance_to(self, num_tokens: int) -> None:
+        """The prompt's first ``num_tokens`` tokens are in the KV cache: their features are not needed (any more)."""
+        target = self._num_visual_tokens(num_tokens)
+        while self._waiting and self._num_dropped < target:
             features = self._waiting.popleft()
-            taken = min(num_tokens, len(features))
-            num_tokens -= taken
+            taken = min(target - self._num_dropped, len(features))
+            self._num_dropped += taken
             if taken < len(features):
                 self._waiting.appendleft(features.part(taken, len(features)))
+        self._num_dropped = target
+        holds_target = int(np.searchsorted(self._visual_starts, target, side="right")) - 1
+        self._next = max(self._next, holds_target)
+
+    def _num_visual_tokens(self, num_tokens: int) -> int:
+        """Visual tokens among the prompt's first ``num_tokens``."""
+        begun = int(np.searchsorted(self._starts, num_tokens))
+        if not begun:
+            return 0
+        in_last = min(num_tokens - int(self._starts[begun - 1]), self._tokens[int(self._owners[begun - 1])])
+        return int(self._visual_starts[begun - 1]) + in_last
