@@ -169,7 +169,7 @@ arrivals_and_aborts = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     plan=st.lists(arrivals_and_aborts, min_size=3, max_size=9),
     kv_cache_tokens=st.sampled_from([208, 320, 8192]),
