@@ -308,6 +308,36 @@ def test_two_of_one_beginning_do_not_compute_it_twice():
     assert (second.num_cached_tokens, planner.num_prefix_hits, planner.num_prefix_queries) == (64, 64, 136)
 
 
+def test_nobody_waits_for_a_block_that_its_promiser_took_from_the_cache_in_the_end():
+    planner, _ = scheduler(chunk=16)
+
+    def begin(name, keys, prompt):
+        sequence = text(name, prompt)
+        sequence.keys = [*keys]
+        planner.add(sequence)
+        planner.admit()
+        return sequence
+
+    def forget(*keys):
+        planner.remove(begin("failing", keys, 16 * len(keys) + 1), discard=True)
+
+    first = begin("first", [b"1", b"2"], 40)
+    while first.phase is Phase.PREFILLING:
+        run(planner)
+    planner.remove(first)
+    forget(b"1")
+    second = begin("second", [b"1", b"2"], 40)  # finds nothing, and promises both
+    run(planner)
+    planner.catch_up()
+    assert second.num_cached_tokens == 16  # the second block, after all
+    run(planner)
+    forget(b"1", b"2")
+    third = begin("third", [b"1", b"2"], 40)
+    for _ in range(3):
+        run(planner)
+    assert third.phase is Phase.DECODING
+
+
 def test_the_last_token_is_computed_even_when_all_is_cached():
     planner, _ = scheduler(chunk=64)
     for name in ("first", "second"):
