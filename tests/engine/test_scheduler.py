@@ -243,10 +243,13 @@ def test_the_least_recently_used_is_evicted_first_and_of_one_sequence_its_end():
     manager = BlockManager(6, block_tokens=1)
     for keys in (KEYS[:3], KEYS[10:13]):
         manager.free(filled(manager, 3, keys))
-    manager.free(manager.allocate(3, KEYS[:2]))  # uses the first two again, and needs one: the eldest's end
+    manager.free(manager.allocate(1))
     assert manager.num_evictions == 1
-    manager.free(manager.allocate(3))
-    assert [manager.allocate(6, KEYS[:3]).num_cached_tokens] == [2]
+    table = manager.allocate(3, KEYS[:3])
+    assert table.num_cached_tokens == 2  # of the eldest only the end is gone; and now it is the youngest
+    manager.free(table)
+    manager.free(manager.allocate(4))
+    assert manager.allocate(6, KEYS[:3]).num_cached_tokens == 2
 
 
 def test_an_allocation_does_not_evict_what_it_shares():
@@ -259,11 +262,12 @@ def test_an_allocation_does_not_evict_what_it_shares():
 
 def test_a_next_turn_lies_beside_the_last_one():
     manager = BlockManager(32, block_tokens=1)
-    first, other = filled(manager, 10, KEYS[:8]), manager.allocate(4)
-    manager.free(first)
-    assert manager.allocate(10, KEYS[:8]).num_neighbour_tokens == 10
-    assert manager.allocate(3).blocks == (14, 15, 16)
-    assert other.blocks == (10, 11, 12, 13)
+    lowest, first, other = manager.allocate(2), filled(manager, 10, KEYS[:8]), manager.allocate(4)
+    for table in (lowest, first):
+        manager.free(table)
+    assert manager.allocate(10, KEYS[:8]).blocks == tuple(range(2, 12))
+    assert manager.allocate(2).blocks == (0, 1)
+    assert other.blocks == (12, 13, 14, 15)
 
 
 def test_the_same_content_computed_twice_is_cached_once():
