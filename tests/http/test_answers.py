@@ -58,6 +58,22 @@ def test_an_upload_is_answered_with_everything_that_the_contract_names(server: S
     assert 0 < timings["time_to_first_token"] <= timings["total"]
 
 
+def test_a_second_question_on_a_video_computes_little_more_than_its_words(
+    server: Server, clips: dict[str, Path]
+) -> None:
+    first = upload(server.base, clips["one"]).json()
+    second = upload(server.base, clips["one"], prompt="Which colour is it?").json()
+    block_tokens = 16
+    assert second["usage"]["cached_tokens"] > second["usage"]["video_tokens"] - block_tokens
+    assert upload(server.base, clips["one"]).json()["text"] == first["text"]
+    (worker,) = requests.get(f"{server.base}/v1/health/detailed", timeout=30).json()["workers"]
+    stats = worker["stats"]
+    assert 0 < stats["prefix_cache_hits"] < stats["prefix_cache_queries"]
+    assert stats["mm_cache_queries"] > 0
+    assert stats["prefix_cache_bytes"] > 0
+    assert stats["mm_cache_bytes"] > 0
+
+
 def test_two_events_are_told_in_order_with_their_time(server: Server, clips: dict[str, Path]) -> None:
     text = upload(server.base, clips["two"]).json()["text"]
     match = TWO.fullmatch(text)
