@@ -7,7 +7,6 @@ The pool and the tower are kept in --work and not made again. Takes hours on two
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ NUM_HELD_OUT = 440
 HELD_OUT_SEED = 5_000_000  # of the clips that the log's evaluations use; the pool's seeds are below
 VISION_ROUNDS = ((1500, 8e-4), (800, 7e-4), (800, 4e-4), (1300, 6e-4))  # steps and highest learning rate
 RESUME_VISION_ROUNDS = VISION_ROUNDS[-1:]
-PEAK, RESUME_PEAK = 1e-3, 8e-4  # highest learning rate of the language model from nothing, and when it goes on
+RESUME_PEAK = 8e-4  # highest learning rate of the language model when training goes on
 
 
 class Log:
@@ -89,21 +88,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WEIGHTS_DIR, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path("demo_model_work"), help="folder for pool and tower")
     parser.add_argument("--language-steps", type=int, default=2500)
-    parser.add_argument("--language-peak", type=float, help="highest learning rate of the language model")
-    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="clips in the pool")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     arguments = parser.parse_args()
     log = Log(Path(__file__).parent / "training_log.txt")
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    shards = build_pool(arguments.work / "pool", arguments.clips)
+    shards = build_pool(arguments.work / "pool", NUM_CLIPS)
     if arguments.resume:
         start = Qwen3VLForConditionalGeneration.from_pretrained(arguments.out, dtype=torch.float32)
         model.load_state_dict(start.state_dict())
-    peak = arguments.language_peak or (RESUME_PEAK if arguments.resume else PEAK)
-    schedule = Schedule(steps=arguments.language_steps, peak=peak)
-    if arguments.resume:
-        schedule = replace(schedule, short_steps=0)
+        schedule = Schedule(steps=arguments.language_steps, peak=RESUME_PEAK, short_steps=0)
+    else:
+        schedule = Schedule(steps=arguments.language_steps)
     rounds = RESUME_VISION_ROUNDS if arguments.resume else VISION_ROUNDS
     vision_stage(model, shards, arguments.work, rounds=rounds, log=log)
     language_stage(model, tokenizer, shards=shards, out=arguments.out, schedule=schedule, log=log)

@@ -21,9 +21,6 @@ from demo_model.training.pool import PoolClip
 from demo_model.training.samples import AUXILIARY, Batch, Sequence, SequenceBuilder, collate
 from demo_model.training.vision import learning_rate
 
-HARD_SHARE = 3  # how often a hard clip is drawn, others once
-LONG_SECONDS, SHORT_SECONDS = 10.0, 4.0
-SLOW_ACTIONS = frozenset({"grows", "shrinks", "stands still"})
 AUXILIARY_LAYER = 2  # helper targets are read after this layer, so that later layers can look the result up
 TIME_TOLERANCE_SECONDS = 0.5
 STAMP = re.compile(r"<(\d+\.\d) seconds>")
@@ -91,13 +88,6 @@ def _packed(sequences: list[Sequence], batch_tokens: int) -> Iterator[list[Seque
     yield group
 
 
-def is_hard(clip: FeatureClip) -> bool:
-    """Whether a clip is of a kind that is learnt last: slow changes over a long time, and events of a moment."""
-    seconds = clip.spec.duration_seconds
-    is_slow = len(clip.spec.events) == 1 and clip.spec.events[0].action in SLOW_ACTIONS
-    return not clip.is_picture and (seconds < SHORT_SECONDS or (seconds > LONG_SECONDS and is_slow))
-
-
 class Trainer:
     """Trains the language model of `model` in place and measures it on held-out clips."""
 
@@ -111,8 +101,7 @@ class Trainer:
         log: Callable[[str], None],
         on_better: Callable[[float], None],
     ) -> None:
-        self.model, self.tokenizer, self.held_out = model, tokenizer, held_out
-        self.clips = clips + [clip for clip in clips if is_hard(clip)] * (HARD_SHARE - 1)
+        self.model, self.tokenizer, self.clips, self.held_out = model, tokenizer, clips, held_out
         self.log, self.on_better = log, on_better
         self.builder = SequenceBuilder(tokenizer)
         self.pads = (self.builder.video_pad, self.builder.image_pad)
