@@ -60,4 +60,6 @@ def test_a_forbidden_address_is_refused(server: Server, path: str, content_type:
 def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
     response = ask(server.base, "/ui/ask", FORM, url)
     assert response.status_code == 400, response.text
+    assert "The URL" in response.text, "it names what is wrong with the address"
+    assert "could not be" not in response.text, "nothing was connected to"
     assert "secret" not in response.text
