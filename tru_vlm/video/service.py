@@ -36,7 +36,7 @@ from tru_vlm.video.media import (
 from tru_vlm.video.media_type import ACCEPTED, read_head, sniff_media_type
 from tru_vlm.video.sampling import settle_sampling
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Part of every cache key; to be raised when the same options give other frames than before."""
 
 MAX_STREAMS = 64
