@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from tru_vlm.api.routes.inference import _read_json
+from tru_vlm.api.request_body import read_json
 from tru_vlm.errors import PayloadTooLargeError
 
 LIMIT = 4096
@@ -26,10 +26,14 @@ async def read(*chunks: bytes, endless: bool = False) -> tuple[Any, int]:
         num_taken += 1
         return {"type": "http.request", "body": chunk, "more_body": endless or num_taken < len(chunks)}
 
-    service = SimpleNamespace(settings=SimpleNamespace(max_json_bytes=LIMIT), parse_json=json.loads)
+    def parse_json(body: bytes, *, is_plan: bool) -> Any:
+        assert not is_plan
+        return json.loads(body)
+
+    service = SimpleNamespace(settings=SimpleNamespace(max_json_bytes=LIMIT), parse_json=parse_json)
     request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
     try:
-        return await _read_json(service, request), num_taken  # type: ignore[arg-type]
+        return await read_json(service, request), num_taken  # type: ignore[arg-type]
     except PayloadTooLargeError as error:
         return error, num_taken
 

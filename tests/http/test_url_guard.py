@@ -13,6 +13,8 @@ ROUTES = {
     ("/predict", FORM),
     ("/v1/inference/url", JSON),
     ("/v1/inference/upload", FORM),
+    ("/v1/plan", JSON),
+    ("/v1/plan", FORM),
 }
 FORBIDDEN = (
     "file:///etc/passwd",

@@ -42,7 +42,7 @@ OPTIONS = {
     "span": {"fps": 3.0, "video_start": 0.7, "video_end": 1.3, **OWN_SIZE},
     "budget": {"nframes": 6},
 }
-LEFT_TO_PYAV = {"av1.mp4", "gif.gif", "mpeg2.mpg", "h264.ts", "mpeg4.avi", "bframes.avi"}
+LEFT_TO_PYAV = {"av1.mp4", "gif.gif", "mpeg2.mpg", "h264.ts", "hevc.ts", "mpeg4.avi", "h264.avi", "bframes.avi"}
 """decord's FFmpeg has no AV1 decoder, cannot count GIF's frames, loses the beginning of streams without an index, and
 finds no times in AVI with B pictures."""
 
