@@ -64,7 +64,8 @@ class Decoded:
 class Answers:
     def __init__(self, folder: Path) -> None:
         self._results = json.loads((folder / "out.json").read_text())
-        self._arrays = np.load(folder / "out.npz")
+        with np.load(folder / "out.npz") as stored:
+            self._arrays = dict(stored)
 
     def __getitem__(self, key: str) -> Decoded:
         result = self._results[key]

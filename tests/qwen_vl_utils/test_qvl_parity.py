@@ -289,7 +289,9 @@ def oracle(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "out.json").exists():
             Answers.fetch(folder)
-    return Answers(folder)
+    answers = Answers(folder)
+    yield answers
+    answers.arrays.close()
 
 
 def make_jobs(folder: Path) -> list[dict]:
