@@ -161,6 +161,13 @@ class Settings(BaseSettings):
     frame_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         2 * GIBIBYTE, description="Disk space for sampled frames, in bytes; the least recently used go first."
     )
+    frame_cache_memory_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 * MEBIBYTE,
+        description=(
+            "Shared memory (/dev/shm) for sampled frames, in bytes; what has no room there, or was used least "
+            "recently, is on disk. At most half of what is free is taken; 0 takes none."
+        ),
+    )
 
     # Server
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(  # noqa: S104 - accepted when the operator asks for it

@@ -16,6 +16,8 @@ import requests
 from client import TIMEOUT, error_of, events, upload, upload_stream
 from support import ROOT, Server, free_port, start_server
 
+from tru_vlm.video.frame_cache import shared_memory_directory
+
 ROUTES = {
     "/": {"get"},
     "/predict": {"post"},
@@ -53,6 +55,17 @@ def test_detailed_health_says_what_runs(server: Server) -> None:
     assert worker["stats"]["kv_cache_tokens"] > 0
     assert worker["stats"]["device_memory_bytes"] > 0
     assert body["video"]
+
+
+def test_a_second_question_finds_the_frames_and_health_says_where(server: Server, clips: dict[str, Path]) -> None:
+    def hits() -> int:
+        cache = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["video"]["cache"]
+        return int(cache["num_memory_hits"] + cache["num_disk_hits"])
+
+    assert upload(server.base, clips["one"]).status_code == 200
+    before = hits()
+    assert upload(server.base, clips["one"], prompt="Which colour?").status_code == 200
+    assert hits() == before + 1
 
 
 def test_every_route_is_described_with_an_example(server: Server) -> None:
@@ -159,6 +172,9 @@ def test_a_stop_lets_running_answers_end_and_leaves_no_process(
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, alive
     assert "Ask a video a question" in server.log.read_text()
+    memory = shared_memory_directory(server.storage / "frames")
+    assert memory is None or not memory.exists()
+    assert list((server.storage / "frames").glob("*.npy"))
 
 
 def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:

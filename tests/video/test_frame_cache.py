@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tru_vlm.video import frame_folder
 from tru_vlm.video.failures import DecodeFailure
 from tru_vlm.video.frame_cache import FrameCache, FrameLease
 from tru_vlm.video.media import SampledInfo
@@ -52,7 +53,7 @@ class Decoder:
         self.may_go_on.set()
         self.failure: Exception | None = None
 
-    async def __call__(self, path: Path) -> SampledInfo:
+    async def __call__(self, path: Path, max_bytes: int | None) -> SampledInfo:
         self.num_calls += 1
         self.began.set()
         try:
@@ -97,7 +98,8 @@ def test_frames_are_decoded_once_and_then_found(tmp_path: Path) -> None:
                 assert lease.info == info()
         await settle(cache)
         stats = cache.stats()
-        assert (decoder.num_calls, stats.num_hits, stats.num_misses, stats.num_leases) == (1, 2, 1, 0)
+        assert (decoder.num_calls, stats.num_disk_hits, stats.num_misses, stats.num_leases) == (1, 2, 1, 0)
+        assert (stats.num_memory_hits, stats.memory_bytes) == (0, 0)
         assert names(tmp_path) == [f"{key('a')}.json", f"{key('a')}.npy"]
 
     asyncio.run(scenario())
@@ -221,7 +223,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
         await settle(cache)
         assert entries(tmp_path) == {key("a"), key("c"), key("d")}
         assert cache.stats().num_evictions == 1
-        assert cache.stats().used_bytes == 3 * ENTRY_BYTES
+        assert cache.stats().disk_bytes == 3 * ENTRY_BYTES
 
     asyncio.run(scenario())
 
@@ -246,6 +248,35 @@ def test_frames_in_use_are_never_evicted(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_frames_released_while_a_trim_passes_over_them_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        cache, other, decoder = FrameCache(tmp_path, ENTRY_BYTES), FrameCache(tmp_path, 1 << 20), Decoder()
+        mine = await cache.get_or_decode(key("a"), decoder)
+        theirs = await other.get_or_decode(key("b"), decoder)
+        await settle(cache)
+        loop = asyncio.get_running_loop()
+        original = frame_folder.is_used
+
+        def is_used(path: Path) -> bool:
+            answer = original(path)
+            if path.stem == key("a") and answer:
+                asyncio.run_coroutine_threadsafe(release(mine), loop).result(60)
+            return answer
+
+        monkeypatch.setattr(frame_folder, "is_used", is_used)
+        cache._trim_soon()
+        await settle(cache)
+        assert entries(tmp_path) == {key("b")}
+        theirs.release()
+        await settle(other)
+
+    asyncio.run(scenario())
+
+
+async def release(lease: FrameLease) -> None:
+    lease.release()
+
+
 def test_without_any_space_frames_live_as_long_as_they_are_used(tmp_path: Path) -> None:
     async def scenario() -> None:
         cache, decoder = FrameCache(tmp_path, 0), Decoder()
@@ -265,7 +296,7 @@ def test_entries_survive_a_restart(tmp_path: Path) -> None:
         await fill(FrameCache(tmp_path, 1 << 20), decoder, "a", "b")
         reborn = FrameCache(tmp_path, 1 << 20)
         await reborn.start()
-        assert reborn.stats().used_bytes == 2 * ENTRY_BYTES
+        assert reborn.stats().disk_bytes == 2 * ENTRY_BYTES
         with await reborn.get_or_decode(key("a"), decoder) as lease:
             assert (lease.is_hit, lease.info, decoder.num_calls) == (True, info(), 2)
         await settle(reborn)
@@ -327,7 +358,7 @@ LEAVE_A_PART_AND_DIE = """
 import asyncio, os, sys
 from pathlib import Path
 from tru_vlm.video.frame_cache import FrameCache
-async def decode(path):
+async def decode(path, max_bytes):
     path.write_bytes(b"half")
     os._exit(1)
 asyncio.run(FrameCache(Path(sys.argv[1]), 1 << 20).get_or_decode("0" * 64, decode))

@@ -16,7 +16,7 @@ from video_clips import MEMORY_BYTES, Local, write_clip
 import qwen_vl_utils as qwen
 from tru_vlm.video.failures import DecodeSetupError
 from tru_vlm.video.media import EffectiveSampling
-from tru_vlm.video.reader import choose_reader, decoder_states, sample_video
+from tru_vlm.video.reader import FramesFile, choose_reader, decoder_states, sample_video
 
 SAMPLING = EffectiveSampling(kind="video", patch_size=16, min_pixels=1024, max_pixels=16384, fps=5.0, min_frames=4)
 ORACLE = os.environ.get("TRU_ORACLE_PYTHON", "")
@@ -37,7 +37,7 @@ def test_readers_sample_the_same_where_their_mean_rates_differ(
     infos, frames = [], []
     for name in ("torchcodec", "pyav"):
         out = tmp_path / f"{name}.npy"
-        infos.append(sample_video(clip.path, sampling, out, reader=name, num_threads=1))
+        infos.append(sample_video(clip.path, sampling, FramesFile(out), reader=name, num_threads=1))
         frames.append(np.load(out))
     assert infos[0].frames_indices == infos[1].frames_indices
     assert infos[0].timestamps_seconds == infos[1].timestamps_seconds
@@ -78,7 +78,7 @@ def test_decord_decodes_in_the_pool(clip: Local, tmp_path: Path) -> None:
     decoder, notes, indices, *stats = json.loads(output)
     assert (decoder, notes) == ("decord", [])
     assert stats == ["decord", {"decord": "available"}, "1"], "and the template has one thread: it forks"
-    other = sample_video(clip.path, SAMPLING, tmp_path / "pyav.npy", reader="pyav", num_threads=1)
+    other = sample_video(clip.path, SAMPLING, FramesFile(tmp_path / "pyav.npy"), reader="pyav", num_threads=1)
     assert indices == list(other.frames_indices)
     assert np.array_equal(np.load(out), np.load(tmp_path / "pyav.npy"))
 
@@ -101,7 +101,7 @@ def test_the_device_reaches_the_decoder(
     try:
         for device in ("cpu", "cuda"):
             out = tmp_path / f"{device}.npy"
-            info = sample_video(clip.path, SAMPLING, out, reader="auto", num_threads=1, device=device)
+            info = sample_video(clip.path, SAMPLING, FramesFile(out), reader="auto", num_threads=1, device=device)
             assert (info.decoder, info.notes) == ("torchcodec", ())
     finally:
         qwen.readers.open_reader.cache_clear()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from support import real_clips
 from video_clips import (
+    MEMORY_BYTES,
     Local,
     holds,
     image_bytes,
@@ -33,6 +34,7 @@ from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
 from tru_vlm.processor.profile import load_profile, resolve_model_path
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.types import MediaPart, Message, TextPart, VideoParams
+from tru_vlm.video.frame_cache import shared_memory_directory
 from tru_vlm.video.media import SamplingBounds, VideoAllowance
 from tru_vlm.video.media_type import ACCEPTED
 from tru_vlm.video.service import VideoService, content_key
@@ -414,6 +416,43 @@ def test_the_key_changes_with_everything_that_changes_frames(run: Run, service: 
     keys.add(content_key("a" * 64, base, reader="pyav", device="cpu"))
     keys.add(content_key("a" * 64, base, reader="auto", device="cuda"))
     assert len(keys) == len(variants) + 4
+
+
+def test_frames_lie_in_shared_memory_while_the_service_runs(run: Run, clip: Local, tmp_path: Path) -> None:
+    memory = shared_memory_directory(tmp_path)
+    if memory is None:
+        pytest.skip("this system has no /dev/shm")
+    image = local_bytes(tmp_path, image_bytes("PNG"))
+
+    async def scenario() -> None:
+        service = VideoService(
+            frames_dir=tmp_path,
+            frame_cache_bytes=1 << 30,
+            frame_cache_memory_bytes=1 << 20,
+            decode_processes=1,
+            decode_timeout_seconds=600,
+            decode_memory_bytes=MEMORY_BYTES,
+        )
+        await service.start()
+        try:
+            for file in (clip, image):
+                probe = await service.inspect(file)
+                for is_cached in (False, True):
+                    with await service.frames(file, probe, VideoParams(), BOUNDS) as lease:
+                        assert Path(lease.ref.path).parent == memory
+                        assert np.load(lease.ref.path).shape[0] == lease.ref.num_frames
+                        assert lease.is_cached is is_cached
+            large = VideoParams(nframes=24, min_pixels=96 * 160)
+            with await service.frames(clip, await service.inspect(clip), large, BOUNDS) as lease:
+                assert Path(lease.ref.path).parent == tmp_path, "24 frames of 45 KiB have no room"
+            stats = service.stats().cache
+            assert (stats.num_memory_hits, stats.num_disk_hits, stats.num_misses) == (2, 0, 3)
+        finally:
+            await service.close()
+
+    run(scenario())
+    assert not memory.exists()
+    assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_no_parts_and_no_open_leases_remain(run: Run, service: VideoService) -> None:

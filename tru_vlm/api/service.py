@@ -132,6 +132,8 @@ class InferenceService:
         self.videos = VideoService(
             frames_dir=settings.storage_dir / "frames",
             frame_cache_bytes=settings.frame_cache_bytes,
+            frame_cache_memory_bytes=settings.frame_cache_memory_bytes,
+            min_free_bytes=settings.min_free_bytes,
             decode_processes=settings.decode_processes,
             decode_timeout_seconds=settings.decode_timeout_seconds,
             decode_memory_bytes=settings.decode_memory_bytes,

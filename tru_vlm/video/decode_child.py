@@ -41,14 +41,14 @@ class Decoder:
             probe = reader.probe_image(path) if is_image else reader.probe_video(path)
             return dataclasses.asdict(probe)
         sampling = EffectiveSampling(**request["sampling"])
-        out_path = Path(request["out_path"])
+        target = reader.FramesFile(Path(request["out_path"]), request["max_bytes"])
         limit = request["max_source_pixels"]
         if is_image:
-            return reader.sample_image(path, sampling, out_path, max_source_pixels=limit).as_dict()
+            return reader.sample_image(path, sampling, target, max_source_pixels=limit).as_dict()
         return reader.sample_video(
             path,
             sampling,
-            out_path,
+            target,
             reader=self.reader,
             num_threads=self.num_threads,
             device=self.device,

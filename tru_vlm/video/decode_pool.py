@@ -183,8 +183,16 @@ class DecodePool:
         answer = await self._ask({"op": "probe", "path": str(path), "kind": kind})
         return MediaProbe(**answer)
 
-    async def sample(self, path: Path, *, sampling: EffectiveSampling, out_path: Path) -> SampledInfo:
+    async def sample(
+        self, path: Path, *, sampling: EffectiveSampling, out_path: Path, max_bytes: int | None = None
+    ) -> SampledInfo:
         """Decode sampled frames into a new ``.npy`` file; on failure the caller removes what is there of it.
+
+        Args:
+            path: the video or image.
+            sampling: how it is sampled.
+            out_path: where the frames go.
+            max_bytes: most bytes of frames; one more is ``storage_full``.
 
         Raises:
             DecodeFailure: the file cannot be decoded so, or decoding it crashed, hung or swelled.
@@ -195,6 +203,7 @@ class DecodePool:
             "kind": sampling.kind,
             "sampling": sampling.as_dict(),
             "out_path": str(out_path),
+            "max_bytes": max_bytes,
             "max_source_pixels": self._max_source_pixels,
             "max_video_seconds": self._max_video_seconds,
         }

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,6 +42,44 @@ def video_errors() -> Iterator[None]:
         yield
     except qwen.VideoError as error:
         raise DecodeFailure(error.code, error.detail, stage=error.stage, cause=error.cause) from error
+
+
+@dataclass(frozen=True, slots=True)
+class FramesFile:
+    """The ``.npy`` file that frames are decoded into.
+
+    Attributes:
+        path: where; there may be an empty file.
+        max_bytes: most bytes of frames; None for no bound.
+    """
+
+    path: Path
+    max_bytes: int | None = None
+
+    @contextmanager
+    def mapped(self, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+        """The file as uint8 of a shape, mapped into memory.
+
+        Its blocks are allocated first: a disk that fills up under a mapping ends the process (SIGBUS).
+
+        Raises:
+            DecodeFailure: ``storage_full``, or ``decode_memory`` where the process may not write so large a file.
+        """
+        num_bytes = int(np.prod(shape))
+        if self.max_bytes is not None and num_bytes > self.max_bytes:
+            raise DecodeFailure(
+                "storage_full", f"{num_bytes} bytes of frames, room for {self.max_bytes}", stage="write"
+            )
+        try:
+            with self.path.open("wb") as file:
+                npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+                offset = file.tell()
+                _allocate(file.fileno(), offset, num_bytes)
+        except OSError as error:
+            if error.errno == errno.EFBIG:  # larger than the process may map: see decode_confinement.limit_memory
+                raise DecodeFailure("decode_memory", stage="write", cause=str(error)) from error
+            raise DecodeFailure("storage_full", "no room for the frames", stage="write", cause=str(error)) from error
+        yield np.memmap(self.path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
 
 
 def decoder_states(reader: str) -> dict[str, str]:
@@ -202,7 +241,7 @@ def plan_image(probe: MediaProbe, sampling: EffectiveSampling) -> SamplingPlan:
 def sample_video(
     path: Path,
     sampling: EffectiveSampling,
-    out_path: Path,
+    target: FramesFile,
     *,
     reader: str,
     num_threads: int,
@@ -222,7 +261,7 @@ def sample_video(
         _check_duration(plan, max_video_seconds)
         _check_count(sampling, plan)
         shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
-        with npy_file(out_path, shape) as frames:
+        with target.mapped(shape) as frames:
             sampled = qwen.decode_plan(
                 table,
                 plan,
@@ -250,7 +289,7 @@ def sample_video(
     )
 
 
-def sample_image(path: Path, sampling: EffectiveSampling, out_path: Path, *, max_source_pixels: int) -> SampledInfo:
+def sample_image(path: Path, sampling: EffectiveSampling, target: FramesFile, *, max_source_pixels: int) -> SampledInfo:
     """Decode an image into a new ``.npy`` file, uint8 (1, 3, H, W).
 
     Raises:
@@ -265,7 +304,7 @@ def sample_image(path: Path, sampling: EffectiveSampling, out_path: Path, *, max
             max_source_pixels=max_source_pixels,
         )
     probe = probe_image(path)
-    with npy_file(out_path, (1, 3, image.height, image.width)) as frames:
+    with target.mapped((1, 3, image.height, image.width)) as frames:
         frames[0] = np.asarray(image).transpose(2, 0, 1)
     return SampledInfo(
         kind="image",
@@ -276,28 +315,6 @@ def sample_image(path: Path, sampling: EffectiveSampling, out_path: Path, *, max
         source_width=probe.width,
         decoder="pillow",
     )
-
-
-@contextmanager
-def npy_file(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
-    """A new ``.npy`` file of uint8, mapped into memory.
-
-    Its blocks are allocated first: a disk that fills up under a mapping ends the process (SIGBUS).
-
-    Raises:
-        DecodeFailure: ``storage_full``, or ``decode_memory`` where the process may not write so large a file.
-    """
-    num_bytes = int(np.prod(shape))
-    try:
-        with path.open("wb") as file:
-            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            offset = file.tell()
-            _allocate(file.fileno(), offset, num_bytes)
-    except OSError as error:
-        if error.errno == errno.EFBIG:  # larger than the process may map: see decode_confinement.limit_memory
-            raise DecodeFailure("decode_memory", stage="write", cause=str(error)) from error
-        raise DecodeFailure("storage_full", "no disk space for the frames", stage="write", cause=str(error)) from error
-    yield np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
 
 
 def _allocate(fd: int, offset: int, num_bytes: int) -> None:

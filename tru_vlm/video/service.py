@@ -20,8 +20,9 @@ from tru_vlm.types import FramesRef, VideoInfo, VideoParams
 from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
 from tru_vlm.video.failures import DecodeFailure, client_error, too_long
 from tru_vlm.video.fitting import Fit, Frames, fit_sampling
-from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease
+from tru_vlm.video.frame_cache import FrameCache, FrameCacheStats, FrameLease, shared_memory_directory
 from tru_vlm.video.media import (
+    TEMPORAL_PATCH_SIZE,
     DecodeDevice,
     EffectiveSampling,
     LocalFile,
@@ -106,6 +107,8 @@ class VideoService:
         *,
         frames_dir: Path,
         frame_cache_bytes: int,
+        frame_cache_memory_bytes: int = 0,
+        min_free_bytes: int = 0,
         decode_processes: int,
         decode_timeout_seconds: float,
         decode_memory_bytes: int,
@@ -120,6 +123,8 @@ class VideoService:
         Args:
             frames_dir: folder of sampled frames.
             frame_cache_bytes: disk space for them.
+            frame_cache_memory_bytes: shared memory for them.
+            min_free_bytes: disk space that they leave free.
             decode_processes: files decoded at once.
             decode_timeout_seconds: wall clock for one file.
             decode_memory_bytes: address space of one decode process; with CUDA its own memory.
@@ -138,7 +143,13 @@ class VideoService:
             max_source_pixels=max_source_pixels,
             max_video_seconds=max_video_seconds,
         )
-        self._cache = FrameCache(Path(frames_dir), frame_cache_bytes)
+        self._cache = FrameCache(
+            Path(frames_dir),
+            frame_cache_bytes,
+            memory_directory=shared_memory_directory(Path(frames_dir)),
+            memory_bytes=frame_cache_memory_bytes,
+            min_free_bytes=min_free_bytes,
+        )
         self._reader_setting = reader
         self._device = device
         self._max_video_seconds = max_video_seconds
@@ -152,9 +163,9 @@ class VideoService:
         Raises:
             PoolStartError: decode processes cannot start; the text says why.
         """
-        await self._cache.start()
         self._reader = await self._cache.run(_import_reader)
         await self._pool.start()
+        await self._cache.start()
 
     async def close(self) -> None:
         """End decodes and processes; frames stay on disk for the next start."""
@@ -245,13 +256,14 @@ class VideoService:
             UnavailableError: no disk space.
         """
 
-        async def decode(out_path: Path) -> SampledInfo:
-            return await self._pool.sample(file.path, sampling=settled.sampling, out_path=out_path)
+        async def decode(out_path: Path, max_bytes: int | None) -> SampledInfo:
+            return await self._pool.sample(file.path, sampling=settled.sampling, out_path=out_path, max_bytes=max_bytes)
 
         try:
             settled = self._settle(probe, params, bounds, allowance)
             key = content_key(file.sha256, settled.sampling, reader=self._reader_setting, device=self._device)
-            lease = await self._cache.get_or_decode(key, decode)
+            num_bytes = self._planned_bytes(probe, settled.sampling)
+            lease = await self._cache.get_or_decode(key, decode, num_bytes=num_bytes)
         except DecodeFailure as failure:
             raise client_error(failure, param=param) from failure
         notes = settled.notes + settled.fit_notes(lease.info)
@@ -299,6 +311,11 @@ class VideoService:
         plan = reader.plan_image if probe.kind == "image" else reader.plan_video
         planned: SamplingPlan = plan(probe, sampling)
         return planned
+
+    def _planned_bytes(self, probe: MediaProbe, sampling: EffectiveSampling) -> int:
+        """How large the frames will be, with room for a pair more than the header promises."""
+        plan = self._planned(probe, sampling)
+        return (plan.num_frames + TEMPORAL_PATCH_SIZE) * 3 * plan.height * plan.width
 
     def _arithmetic(self) -> ModuleType:
         return self._reader or _import_reader()
