@@ -8,6 +8,7 @@ import queue
 import threading
 from bisect import bisect
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,15 +81,12 @@ def read_video(
     choice = choose_backend(backend)
     table = scan_frames(source)
     threads = num_threads if num_threads is not None else default_threads(table)
-    video = open_reader(choice.name, device).open(table, num_threads=threads)
-    try:
+    with closing(open_reader(choice.name, device).open(table, num_threads=threads)) as video:
         plan = plan_for_table(table, options, image_patch_size=image_patch_size, average_fps=video.average_fps)
         decode = _Decode(
             table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
         )
         return decode.run(video)
-    finally:
-        video.close()
 
 
 def decode_plan(
@@ -108,14 +106,11 @@ def decode_plan(
     """
     choice = choose_backend(backend)
     threads = num_threads if num_threads is not None else default_threads(table)
-    video = open_reader(choice.name, device).open(table, num_threads=threads)
-    try:
-        decode = _Decode(
-            table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
-        )
+    decode = _Decode(
+        table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
+    )
+    with closing(open_reader(choice.name, device).open(table, num_threads=threads)) as video:
         return decode.run(video)
-    finally:
-        video.close()
 
 
 def plan_for_table(
