@@ -32,7 +32,7 @@ def _cancelled_at(coroutine: Coroutine[Any, Any, T], number: int, moment: Moment
         count += 1
         try:
             value, send = (yield future), coroutine.send
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is passed on
             value, send = error, coroutine.throw
 
 

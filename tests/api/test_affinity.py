@@ -23,6 +23,11 @@ def test_without_a_known_video_the_least_busy_worker_is_taken() -> None:
     assert affinity.choose(["a"], {0: 2, 1: 4, 2: 1}) == 2
 
 
+def test_new_videos_spread_over_idle_workers() -> None:
+    affinity = Affinity(num_workers=2, max_requests_per_worker=8)
+    assert [affinity.choose([key], {0: 0, 1: 0}) for key in "abcd"] == [0, 1, 0, 1]
+
+
 def test_a_hot_video_spreads_when_its_worker_is_full_or_busier_by_half_a_batch() -> None:
     affinity = Affinity(num_workers=2, max_requests_per_worker=4)
     assert affinity.choose(["hot"], {0: 0, 1: 0}) == 0

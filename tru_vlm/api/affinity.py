@@ -60,7 +60,12 @@ class Affinity:
             return None
         least = min(free.values())
         near = {worker for worker, load in free.items() if load - least <= self._max_requests // 2}
-        chosen = min(free, key=lambda worker: (-self._num_held(worker, content_keys) * (worker in near), free[worker]))
+
+        def cost(worker: int) -> tuple[int, int, int]:
+            held = self._num_held(worker, content_keys) if worker in near else 0
+            return -held, free[worker], len(self._held[worker])  # of equals, the one whose caches have most room
+
+        chosen = min(free, key=cost)
         self._count(chosen, content_keys)
         self._remember(chosen, content_keys)
         return chosen

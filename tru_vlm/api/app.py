@@ -46,9 +46,9 @@ class VideoServer(WorkerServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start and stop what lives in the HTTP process."""
         async with super().lifespan(app):
-            await self.context.service.start()
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
+                await self.context.service.start()
                 yield
             finally:
                 orphan_watch.cancel()

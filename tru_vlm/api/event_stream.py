@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +17,11 @@ from tru_vlm.api.error_response import error_body
 from tru_vlm.api.service import RequestStream
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
 
+T = TypeVar("T")
+
 _KEEP_ALIVE_SECONDS = 15.0
 _CERTAIN_SECONDS = 1.0
+_FAREWELL_SECONDS = 2.0
 
 
 def answer_body(answer: Answer) -> dict[str, Any]:
@@ -108,20 +111,38 @@ class EventStreamResponse(Response):
         self._stream = stream
         self._first = first
         self._encode = encode
+        self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the terminal event or until the client leaves."""
+        """Send until the terminal event or until the client leaves.
+
+        When the server stops and has drained for as long as it may, the answer ends with what there is of it.
+        """
         del scope  # an ASGI application is called with it
         try:
             await first_of(self._send(send), _disconnected(receive))
+        except asyncio.CancelledError:
+            if self._is_started:
+                await self._abort(send)
+            raise
         finally:
             await self._stream.aclose()
 
     async def _send(self, send: Send) -> None:
+        self._is_started = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self._chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _abort(self, send: Send) -> None:
+        """Stop the request and send its last events, to a client that reads them."""
+        self._stream.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                async for event in self._stream:
+                    await send({"type": "http.response.body", "body": self._encode(event), "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         for event in self._first:
@@ -140,16 +161,26 @@ class EventStreamResponse(Response):
 
 async def collect(stream: RequestStream, request: Request) -> DoneEvent | ErrorEvent | None:
     """The terminal event, or None when the client left first (the request is then cancelled)."""
-    terminal: list[DoneEvent | ErrorEvent] = []
 
-    async def drain() -> None:
-        terminal.extend([event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)])
+    async def last() -> DoneEvent | ErrorEvent:
+        (terminal,) = [event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)]
+        return terminal
 
     try:
-        await first_of(drain(), _disconnected(request.receive))
+        return await unless_client_leaves(last, request)
     finally:
         await stream.aclose()
-    return terminal[0] if terminal else None
+
+
+async def unless_client_leaves(work: Callable[[], Awaitable[T]], request: Request) -> T | None:
+    """What ``work`` gives, or None when the client left first (it is then cancelled, perhaps before it began)."""
+    result: list[T] = []
+
+    async def run() -> None:
+        result.append(await work())
+
+    await first_of(run(), _disconnected(request.receive))
+    return result[0] if result else None
 
 
 async def first_of(*jobs: Awaitable[None]) -> None:

@@ -49,6 +49,7 @@ class WorkerServer(litserve.LitServer):
 
     def __init__(self, lit_api: litserve.LitAPI, **kwargs: Any) -> None:
         super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
+        self._main_pid = os.getpid()  # this object is built in the main process and copied into the others
         self.monitor_internal = _MONITOR_SECONDS
         self._drop_own_routes()
 
@@ -140,9 +141,8 @@ class WorkerServer(litserve.LitServer):
 
     async def end_with_parent(self) -> None:
         """In the HTTP process: drain and stop when the parent was killed and cannot tell anybody any more."""
-        parent = os.getppid()
         manager = self.transport_config.manager._process.pid
-        while os.getppid() == parent:  # noqa: ASYNC110 - nothing sets an event when a parent dies
+        while os.getppid() == self._main_pid:  # noqa: ASYNC110 - nothing sets an event when a parent dies
             await asyncio.sleep(_ORPHAN_CHECK_SECONDS)
         logger.error("the main process is gone; stopping")
         with contextlib.suppress(ProcessLookupError):
