@@ -21,11 +21,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from demo_model.generator import ClipSpec, Event, encode
-from tru_vlm.api.link import Hello, WorkerLink, socket_path
+from tru_vlm.api.link import WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.service import InferenceService, ParsedForm, RequestStream
-from tru_vlm.engine.base import EngineStats
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.loading import load_model
@@ -280,8 +279,7 @@ def fields_of(wish: Wish, stand: Stand) -> dict[str, Any]:
 async def carry_out(stand: Stand, wish: Wish) -> None:
     try:
         stream = await stand.open(timeout_seconds=wish.timeout_seconds, **fields_of(wish, stand))
-    except OverloadedError as error:
-        assert error.retry_after_seconds
+    except OverloadedError:  # its file must be gone all the same
         return
     events: list[RequestEvent] = []
     is_endless = wish.kind == "stalling" and wish.timeout_seconds == 600.0

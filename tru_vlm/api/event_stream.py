@@ -122,9 +122,9 @@ class EventStreamResponse(Response):
         try:
             await first_of(self._send(send), _disconnected(receive))
         except asyncio.CancelledError:
-            if self._is_started:
-                await self._abort(send)
-            raise
+            if not self._is_started:
+                raise
+            await self._abort(send)
         finally:
             await self._stream.aclose()
 

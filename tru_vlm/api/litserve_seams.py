@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
 _ORPHAN_CHECK_SECONDS = 1.0
+_FAREWELL_SECONDS = 10
 
 
 class StartError(RuntimeError):
@@ -112,6 +113,9 @@ class WorkerServer(litserve.LitServer):
 
     def _start_server(self, *args: Any, **kwargs: Any) -> Any:
         servers = super()._start_server(*args, **kwargs)
+        # LitServe has one number for both: how long uvicorn drains, and when its process is killed.  It must have time
+        # after the drain to tell those whose answers are cut short.
+        self.uvicorn_graceful_timeout += _FAREWELL_SECONDS
         self._on_started()
         return servers
 

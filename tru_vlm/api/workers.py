@@ -198,6 +198,7 @@ class WorkerPool:
                 logger.exception("a message of worker %d cannot be handled; connecting again", worker.worker_id)
             finally:
                 connection.close()
+                worker.connection = None  # nothing may be sent on it any more, not even an abort
             self._lost(worker)
 
     async def _receive(self, worker: _Worker, connection: WorkerConnection) -> None:
@@ -220,9 +221,9 @@ class WorkerPool:
 
     def _lost(self, worker: _Worker) -> None:
         """The worker is gone: what it held fails now; LitServe starts it again."""
-        if worker.connection is None:
+        if worker.hello is None:
             return
-        worker.connection, worker.hello, worker.last = None, None, None
+        worker.hello, worker.last = None, None
         worker.restarts += 1
         self._affinity.forget(worker.worker_id)
         error = UnavailableError(
