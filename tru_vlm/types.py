@@ -183,14 +183,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The whole answer to one request."""
+    """The whole answer to one request.
+
+    ``video`` is None where the request was aborted before its frames were there.
+    """
 
     id: str
     model: str
     text: str
     finish_reason: FinishReason
     usage: Usage
-    video: VideoInfo
+    video: VideoInfo | None
     timings: Timings
 
 

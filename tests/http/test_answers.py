@@ -173,18 +173,6 @@ def test_requests_at_once_share_the_batch_and_each_gets_its_own_answer(server: S
         assert text == ONE if name == "one" else TWO.fullmatch(text), text
 
 
-def test_a_bad_request_leaves_its_neighbours_alone(server: Server, clips: dict[str, Path]) -> None:
-    names = ["one", "truncated", "one", "text", "two", "audio", "one", "zero"]
-    with ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(lambda name: upload(server.base, clips[name]), names))
-    for name, response in zip(names, responses, strict=True):
-        if name in {"one", "two"}:
-            assert response.status_code == 200, (name, response.text)
-            assert "A red circle moves left." in response.json()["text"]
-        else:
-            assert 400 <= response.status_code < 500, (name, response.text)
-
-
 def test_the_frames_that_the_model_saw_can_be_fetched(server: Server, clips: dict[str, Path]) -> None:
     video = upload(server.base, clips["one"]).json()["video"]
     for index in (0, video["num_frames"] - 1):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import requests
-from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
+from client import QUESTION, TIMEOUT, error_of, upload
 from support import Server, start_server
 
 JSON = {"video_url": "http://127.0.0.1:9/none.mp4", "prompt": QUESTION}
@@ -146,27 +145,6 @@ def test_nothing_is_left_on_disk(server: Server, clips: dict[str, Path]) -> None
         upload(server.base, clips[name])
         upload(server.base, clips[name], fps="-1")
     assert _files(server.storage / "spool") == before
-
-
-def test_a_client_that_leaves_frees_its_row(server: Server, clips: dict[str, Path]) -> None:
-    response = upload_stream(server.base, clips["two"], max_tokens=2000, ignore_eos="true")
-    for name, _ in events(response):
-        if name == "delta":
-            break
-    response.close()
-    _wait_until(lambda: _queue(server)["num_open"] == 0)
-    assert upload(server.base, clips["one"]).status_code == 200
-
-
-def _queue(server: Server) -> dict[str, int]:
-    return requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["queue"]
-
-
-def _wait_until(condition) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def _files(folder: Path) -> list[Path]:

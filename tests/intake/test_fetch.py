@@ -6,17 +6,19 @@ import asyncio
 import gzip
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cancelling import at_every_wait, until
 from web_server import Asked, answer, raw_answer, web_server
 
 from tru_vlm.errors import FetchError, PayloadTooLargeError
 from tru_vlm.intake import fetch
 from tru_vlm.intake.addresses import is_allowed_address
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher, is_listed_host
-from tru_vlm.intake.spool import Spool
+from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 
 CERTIFICATES = Path(__file__).parent / "certificates"
@@ -584,5 +586,30 @@ def test_a_remembered_file_does_not_pass_the_guard(tmp_path: Path, monkeypatch: 
             with pytest.raises(FetchError, match="address that this server does not fetch from"):
                 await bench.fetcher.fetch(url)
             assert len(web.asked) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_fetch_that_is_cancelled_at_any_of_its_waits_leaves_nothing(tmp_path: Path, is_changed: bool) -> None:
+    async def scenario() -> None:
+        versioned = Versioned()
+        bench = Bench(tmp_path, cache_bytes=1000)
+        cache = bench.cache
+        assert cache is not None
+        async with web_server(versioned) as web:
+            url = f"http://video.test:{web.port}/clip"
+            await bench.spool.remove(await bench.fetcher.fetch(url))
+
+            def fetch() -> Coroutine[Any, Any, SpooledFile]:
+                versioned.version += is_changed
+                return bench.fetcher.fetch(url)
+
+            async def nothing_is_left() -> None:
+                await until(lambda: bench.spool.used_bytes == cache.used_bytes)
+                await until(lambda: sum(path.stat().st_size for path in bench.leftovers()) == cache.used_bytes)
+
+            await at_every_wait(fetch, release=bench.spool.remove, check=nothing_is_left)
+        assert cache.num_hits > 0 or is_changed
 
     asyncio.run(scenario())

@@ -7,13 +7,15 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cancelling import at_every_wait, until
 
 from tru_vlm.errors import PayloadTooLargeError, UnavailableError
-from tru_vlm.intake.spool import FLUSH_BYTES, Spool, display_name
+from tru_vlm.intake.spool import FLUSH_BYTES, Spool, SpooledFile, display_name
 
 GENEROUS = 1 << 40
 
@@ -197,3 +199,25 @@ def test_a_start_sweeps_what_dead_processes_left_but_not_what_living_ones_use(tm
 )
 def test_a_senders_file_name_is_only_shown(given: str | None, shown: str | None) -> None:
     assert display_name(given) == shown
+
+
+def test_a_file_that_is_given_up_at_any_wait_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        spool = make_spool(tmp_path)
+        pieces = [b"x" * (FLUSH_BYTES + 1), b"y"]
+        source = await spool.write(chunks_of(b"source"), filename=None, max_bytes=100)
+
+        async def nothing_is_left() -> None:
+            await until(lambda: spool.used_bytes == source.size_bytes)
+            await until(lambda: spooled_paths(tmp_path) == [source.path])
+
+        def write() -> Coroutine[Any, Any, SpooledFile]:
+            return spool.write(chunks_of(*pieces), filename=None, max_bytes=GENEROUS)
+
+        def link() -> Coroutine[Any, Any, SpooledFile]:
+            return spool.link(source.path, size_bytes=source.size_bytes, sha256=source.sha256, filename=None)
+
+        for make in (write, link):
+            await at_every_wait(make, release=spool.remove, check=nothing_is_left)
+
+    asyncio.run(scenario())

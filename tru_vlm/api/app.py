@@ -47,9 +47,9 @@ class VideoServer(WorkerServer):
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start and stop what lives in the HTTP process."""
         async with super().lifespan(app):
-            await self._start_service()
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
+                await self._start_service()
                 yield
             finally:
                 orphan_watch.cancel()

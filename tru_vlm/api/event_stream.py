@@ -24,6 +24,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 _KEEP_ALIVE_SECONDS = 15.0
 _CERTAIN_SECONDS = 1.0
+_FAREWELL_SECONDS = 2.0
 
 
 def answer_body(answer: Answer) -> dict[str, Any]:
@@ -113,20 +114,38 @@ class EventStreamResponse(Response):
         self._stream = stream
         self._first = first
         self._encode = encode
+        self._is_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the terminal event or until the client leaves."""
+        """Send until the terminal event or until the client leaves.
+
+        When the server stops and has drained for as long as it may, the answer ends with what there is of it.
+        """
         del scope  # an ASGI application is called with it
         try:
             await first_of(self._send(send), _disconnected(receive))
+        except asyncio.CancelledError:
+            if not self._is_started:
+                raise
+            await self._abort(send)
         finally:
             await self._stream.aclose()
 
     async def _send(self, send: Send) -> None:
+        self._is_started = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self._chunks():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _abort(self, send: Send) -> None:
+        """Stop the request and send its last events, to a client that reads them."""
+        self._stream.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                async for event in self._stream:
+                    await send({"type": "http.response.body", "body": self._encode(event), "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         for event in self._first:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
 _ORPHAN_CHECK_SECONDS = 1.0
+_FAREWELL_SECONDS = 10
 
 
 class StartError(RuntimeError):
@@ -50,6 +51,7 @@ class WorkerServer(litserve.LitServer):
 
     def __init__(self, lit_api: litserve.LitAPI, **kwargs: Any) -> None:
         super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
+        self._main_pid = os.getpid()  # this object is built in the main process and copied into the others
         self.monitor_internal = _MONITOR_SECONDS
         self._refusal = multiprocessing.get_context("fork").SimpleQueue()
         self._drop_own_routes()
@@ -115,6 +117,9 @@ class WorkerServer(litserve.LitServer):
 
     def _start_server(self, *args: Any, **kwargs: Any) -> Any:
         servers = super()._start_server(*args, **kwargs)
+        # LitServe has one number for both: how long uvicorn drains, and when its process is killed.  It must have time
+        # after the drain to tell those whose answers are cut short.
+        self.uvicorn_graceful_timeout += _FAREWELL_SECONDS
         self._on_started()
         return servers
 
@@ -149,9 +154,8 @@ class WorkerServer(litserve.LitServer):
 
     async def end_with_parent(self) -> None:
         """In the HTTP process: drain and stop when the parent was killed and cannot tell anybody any more."""
-        parent = os.getppid()
         manager = self.transport_config.manager._process.pid
-        while os.getppid() == parent:  # noqa: ASYNC110 - nothing sets an event when a parent dies
+        while os.getppid() == self._main_pid:  # noqa: ASYNC110 - nothing sets an event when a parent dies
             await asyncio.sleep(_ORPHAN_CHECK_SECONDS)
         logger.error("the main process is gone; stopping")
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,8 @@
 """The stages of one request: fetch, inspect, plan, decode, queue, generate.
 
-Whatever happens, :meth:`RequestRun.execute` emits exactly one terminal event (unless it is cancelled: then nobody
-listens) and gives back the request's file, frames and row.  It never sees HTTP.
+Whatever happens, :meth:`RequestRun.execute` emits exactly one terminal event, and has given back the request's file,
+frames and row by then.  Cancelling its task is the one way to stop a request, in whatever stage it is: the terminal
+event is then a done with the finish reason "abort" and the text so far.  It never sees HTTP.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from tru_vlm.api.planning import Planner, RequestPlan, TokenCounts
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import QueuePosition, WorkerPool
-from tru_vlm.engine.base import FailEvent, FinishEvent, TokenEvent
+from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
@@ -26,11 +27,13 @@ from tru_vlm.types import (
     DeltaEvent,
     DoneEvent,
     ErrorEvent,
+    FinishReason,
     GenerationParams,
     RequestEvent,
     Stage,
     StatusEvent,
     Timings,
+    Usage,
     VideoEvent,
     VideoInfo,
     WorkerRequest,
@@ -38,6 +41,8 @@ from tru_vlm.types import (
 from tru_vlm.video.service import FramesLease, VideoService
 
 logger = logging.getLogger(__name__)
+
+_NO_TIMINGS = EngineTimings(queue=0.0, preprocess=0.0, prefill=0.0)
 
 
 class _Failed(Exception):  # noqa: N818 - carries an answer, not a fault
@@ -72,10 +77,9 @@ class _Clock:
             self._first_token = time.monotonic()
         return is_first
 
-    def finish(self, finished: FinishEvent) -> Timings:
+    def finish(self, inside: EngineTimings) -> Timings:
         """The timings of the whole request; what the engine measured inside is added."""
         now = time.monotonic()
-        inside = finished.timings
         return Timings(
             queue=self._stages.get("queue", 0.0) + inside.queue,
             fetch=self._stages.get("fetch", 0.0),
@@ -120,12 +124,18 @@ class RequestRun:
         self._source = source
         self._spool = spool
         self._clock = _Clock()
+        self._video: VideoInfo | None = None
+        self._text: list[str] = []
+        self._usage = Usage(0, 0, 0)
 
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 self._emit(DoneEvent(await self._answer()))
+        except asyncio.CancelledError:
+            self._emit(DoneEvent(self._finish("abort", self._usage, _NO_TIMINGS)))
+            raise
         except TimeoutError:
             self._fail(timed_out(self._timeout_seconds).info())
         except TruError as error:
@@ -172,6 +182,7 @@ class RequestRun:
         probe = await self._videos.inspect(file, self._request.video_param)
         plan = await self._planner.plan(probe, self._request)
         self._check_fits(plan.tokens)
+        self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
 
     def _check_fits(self, tokens: TokenCounts) -> None:
@@ -199,10 +210,9 @@ class RequestRun:
         return lease, await self._planner.count(lease.ref, self._request)
 
     async def _generate(self, lease: FramesLease, generation: GenerationParams) -> Answer:
-        video = dataclasses.replace(lease.info, frames_url=f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg")
-        self._emit(VideoEvent(self.id, video))
+        self._video = dataclasses.replace(lease.info, frames_url=f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg")
+        self._emit(VideoEvent(self.id, self._video))
         request = WorkerRequest(self.id, self._request.messages, (lease.ref,), generation)
-        text: list[str] = []
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(self._workers.run(request)) as events:
@@ -216,24 +226,26 @@ class RequestRun:
                     case TokenEvent():
                         if self._clock.first_token():
                             self._stage("generating")
+                        generated = self._usage.completion_tokens + event.num_tokens
+                        self._usage = dataclasses.replace(self._usage, completion_tokens=generated)
                         if event.text:
-                            text.append(event.text)
+                            self._text.append(event.text)
                             self._emit(DeltaEvent(self.id, event.text))
                     case FailEvent():
                         raise _Failed(event.error)
                     case FinishEvent():
-                        return self._finish(event, "".join(text), video)
+                        return self._finish(event.finish_reason, event.usage, event.timings)
         raise InternalError
 
-    def _finish(self, finished: FinishEvent, text: str, video: VideoInfo) -> Answer:
+    def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
         return Answer(
             id=self.id,
             model=self._model_name,
-            text=text,
-            finish_reason=finished.finish_reason,
-            usage=finished.usage,
-            video=video,
-            timings=self._clock.finish(finished),
+            text="".join(self._text),
+            finish_reason=reason,
+            usage=usage,
+            video=self._video,
+            timings=self._clock.finish(timings),
         )
 
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:

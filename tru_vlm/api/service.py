@@ -73,7 +73,10 @@ class Places:
 
 
 class RequestStream:
-    """The events of one running request.  Iterate to the terminal event, or :meth:`aclose` to cancel."""
+    """The events of one running request: iterate to the terminal event.
+
+    :meth:`cancel` stops the request and lets its last events be read; :meth:`aclose` is for nobody who listens.
+    """
 
     def __init__(self, run: RequestRun, on_end: Callable[[], None]) -> None:
         self.id = run.id
@@ -100,12 +103,18 @@ class RequestStream:
         self._ended = isinstance(event, DoneEvent | ErrorEvent)
         return event
 
+    def cancel(self) -> None:
+        """Stop the request, in whatever stage it is; its events then end with a done whose reason is "abort".
+
+        Nothing happens to a request that has ended.
+        """
+        # Not before the task has begun: cancelled sooner, it could neither clean up nor tell.
+        asyncio.get_running_loop().call_soon(self._task.cancel)
+
     async def aclose(self) -> None:
-        """Cancel the request, in whatever stage it is, and wait until its resources are free."""
+        """Stop the request if it runs, and wait until its resources are free.  No more events come."""
         self._ended = True
-        # Let a task that has not begun reach its first await: cancelled before, it could not clean up.
-        await asyncio.sleep(0)
-        self._task.cancel()
+        self.cancel()
         await asyncio.wait({self._task})
 
 

@@ -1,7 +1,7 @@
 """The HTTP process's view of the workers: who is there, who gets the next request, what comes back.
 
 It keeps the queue.  A worker holds at most as many requests as it has rows; the others wait here, in order, where
-their position is known and leaving costs nothing.  It never looks into a request.
+their position is known and leaving costs nothing.  Of a request it knows the id and the keys of its media, no more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tru_vlm.api.affinity import Affinity, AffinityStats
 from tru_vlm.api.link import Abort, Events, Hello, Submit, WorkerConnection, socket_path
 from tru_vlm.engine.base import EngineEvent, FailEvent, FinishEvent
 from tru_vlm.errors import UnavailableError
@@ -33,7 +34,7 @@ class QueuePosition:
 WorkerEvent = QueuePosition | EngineEvent
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Ticket:
     """One request on its way through: waiting here, or at a worker."""
 
@@ -48,17 +49,29 @@ class _Worker:
     hello: Hello | None = None
     last: Events | None = None
     tickets: dict[str, _Ticket] = field(default_factory=dict)
+    num_requests_total: int = 0
     restarts: int = 0
     kv_cache_tokens: int | None = None  # known as long as it was ready once
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker, for health."""
+    """One worker, for health.
+
+    Attributes:
+        worker_id: its number, from 0.
+        is_ready: whether it takes requests.
+        num_requests: what it has now.
+        num_requests_total: what it was given so far, before restarts too.
+        restarts: how often it died.
+        hello: who it is; None while it starts.
+        last: its last message with events; None when there was none yet.
+    """
 
     worker_id: int
     is_ready: bool
     num_requests: int
+    num_requests_total: int
     restarts: int
     hello: Hello | None
     last: Events | None
@@ -76,7 +89,7 @@ class WorkerPool:
     def __init__(self, socket_directory: Path, num_workers: int, max_requests_per_worker: int) -> None:
         self._directory = socket_directory
         self._workers = [_Worker(worker_id) for worker_id in range(num_workers)]
-        self._max_requests = max_requests_per_worker
+        self._affinity = Affinity(num_workers, max_requests_per_worker)
         self._waiting: deque[_Ticket] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._met = asyncio.Event()
@@ -114,9 +127,21 @@ class WorkerPool:
     def states(self) -> list[WorkerState]:
         """A look at each worker."""
         return [
-            WorkerState(w.worker_id, w.connection is not None, len(w.tickets), w.restarts, w.hello, w.last)
+            WorkerState(
+                worker_id=w.worker_id,
+                is_ready=w.connection is not None,
+                num_requests=len(w.tickets),
+                num_requests_total=w.num_requests_total,
+                restarts=w.restarts,
+                hello=w.hello,
+                last=w.last,
+            )
             for w in self._workers
         ]
+
+    def affinity_stats(self) -> AffinityStats:
+        """How often a request went where its video's caches are."""
+        return self._affinity.stats()
 
     async def run(self, request: WorkerRequest) -> AsyncGenerator[WorkerEvent, None]:
         """Queue a request and yield what becomes of it: positions, then the engine's events up to the last one.
@@ -148,21 +173,23 @@ class WorkerPool:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give waiting requests to workers with a free row, the least busy one first."""
+        """Give waiting requests, in order, to workers with a free row."""
         moved = False
-        while self._waiting and (worker := self._least_busy()):
+        while self._waiting and (worker := self._worker_for(self._waiting[0].request)):
             ticket = self._waiting.popleft()
-            assert worker.connection is not None  # noqa: S101 - _least_busy looks at connected ones
+            assert worker.connection is not None  # noqa: S101 - _worker_for looks at connected ones
             worker.tickets[ticket.request.id] = ticket
+            worker.num_requests_total += 1
             worker.connection.send(Submit(ticket.request))
             ticket.events.put_nowait(QueuePosition(0))
             moved = True
         if moved:
             self._tell_positions()
 
-    def _least_busy(self) -> _Worker | None:
-        free = [w for w in self._workers if w.connection and len(w.tickets) < self._max_requests]
-        return min(free, key=lambda worker: len(worker.tickets), default=None)
+    def _worker_for(self, request: WorkerRequest) -> _Worker | None:
+        loads = {worker.worker_id: len(worker.tickets) for worker in self._workers if worker.connection}
+        chosen = self._affinity.choose([media.content_key for media in request.media], loads)
+        return None if chosen is None else self._workers[chosen]
 
     def _tell_positions(self) -> None:
         for ahead, ticket in enumerate(self._waiting, start=1):
@@ -179,9 +206,12 @@ class WorkerPool:
                 continue
             try:
                 await self._receive(worker, connection)
+            except Exception:
+                logger.exception("a message of worker %d cannot be handled; connecting again", worker.worker_id)
             finally:
                 connection.close()
-                self._lost(worker)
+                worker.connection = None  # nothing may be sent on it any more, not even an abort
+            self._lost(worker)
 
     async def _receive(self, worker: _Worker, connection: WorkerConnection) -> None:
         while (message := await connection.receive()) is not None:
@@ -205,10 +235,11 @@ class WorkerPool:
 
     def _lost(self, worker: _Worker) -> None:
         """The worker is gone: what it held fails now; LitServe starts it again."""
-        if worker.connection is None:
+        if worker.hello is None:
             return
-        worker.connection, worker.hello, worker.last = None, None, None
+        worker.hello, worker.last = None, None
         worker.restarts += 1
+        self._affinity.forget(worker.worker_id)
         error = UnavailableError(
             "The worker that held this request stopped and is being restarted; send the request again.",
             code="worker_died",

@@ -157,15 +157,28 @@ class UrlFetcher:
             ssl_context=await self._tls(), max_connections=1, network_backend=_PinnedBackend(addresses)
         )
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        async with (
-            pool,
-            pool.stream("GET", target, headers=_headers(url, known), extensions={"timeout": timeouts}) as response,
-        ):
-            if response.status in REDIRECT_STATUSES:
-                return _location(response, param)
-            if response.status == HTTPStatus.NOT_MODIFIED and known is not None and self._cache is not None:
-                return await self._reuse(url, self._cache)
-            return await self._download(url, response, param)
+        outcome: SpooledFile | str | None = None
+        try:
+            async with (
+                pool,
+                pool.stream("GET", target, headers=_headers(url, known), extensions={"timeout": timeouts}) as response,
+            ):
+                outcome = await self._outcome(url, response, known, param)
+        except BaseException:  # while the connection was closed: the file is nobody's yet
+            if isinstance(outcome, SpooledFile):
+                await self._spool.remove(outcome)
+            raise
+        return outcome
+
+    async def _outcome(
+        self, url: httpx.URL, response: httpcore.Response, known: Validators | None, param: str
+    ) -> SpooledFile | str:
+        """What an answer means: the file, or where it redirects to."""
+        if response.status in REDIRECT_STATUSES:
+            return _location(response, param)
+        if response.status == HTTPStatus.NOT_MODIFIED and known is not None and self._cache is not None:
+            return await self._reuse(url, self._cache)
+        return await self._download(url, response, param)
 
     async def _reuse(self, url: httpx.URL, cache: UrlCache) -> SpooledFile:
         file = await cache.take(str(url))

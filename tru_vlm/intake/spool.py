@@ -16,7 +16,6 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,24 +107,18 @@ class Spool:
             PayloadTooLargeError: as soon as more than ``max_bytes`` have come.
             UnavailableError: the spool or the disk is full.
         """
-        async with self.writing(filename=filename, max_bytes=max_bytes, param=param) as writer:
-            async for chunk in chunks:
-                await writer.write(chunk)
-            return await writer.finish()
-
-    @asynccontextmanager
-    async def writing(
-        self, *, filename: str | None, max_bytes: int, param: str | None = "video"
-    ) -> AsyncIterator[SpoolWriter]:
-        """A writer for one file; the file is removed at exit unless it was finished."""
         writer = self.new_writer(filename=filename, max_bytes=max_bytes, param=param)
         try:
-            yield writer
-        finally:
+            async for chunk in chunks:
+                await writer.write(chunk)
+            # Nothing may be awaited after this: a cancellation would lose the file between two owners.
+            return await writer.finish()
+        except BaseException:
             await writer.close()
+            raise
 
     def new_writer(self, *, filename: str | None, max_bytes: int, param: str | None = "video") -> SpoolWriter:
-        """A writer whose :meth:`SpoolWriter.close` the caller must await in the end."""
+        """A writer whose :meth:`SpoolWriter.close` the caller must await, unless it has finished the file."""
         return SpoolWriter(self, filename=display_name(filename), max_bytes=max_bytes, param=param)
 
     async def remove(self, file: SpooledFile) -> None:
@@ -139,8 +132,13 @@ class Spool:
             FileNotFoundError: ``source`` does not exist (any more).
             UnavailableError: the spool is full.
         """
-        file = await self.run(self._link, source, size_bytes)
-        return SpooledFile(path=file, size_bytes=size_bytes, sha256=sha256, filename=display_name(filename))
+        link = asyncio.ensure_future(self.run(self._link, source, size_bytes))
+        try:
+            path = await asyncio.shield(link)
+        except asyncio.CancelledError:
+            link.add_done_callback(partial(self._disown, size_bytes))
+            raise
+        return SpooledFile(path=path, size_bytes=size_bytes, sha256=sha256, filename=display_name(filename))
 
     def new_path(self) -> Path:
         """A fresh path inside this process's folder, with a name made here.  Blocks on the disk at first use."""
@@ -185,6 +183,11 @@ class Spool:
         except FileNotFoundError:
             return
         self.release(size_bytes)
+
+    def _disown(self, size_bytes: int, link: asyncio.Future[Path]) -> None:
+        """Remove a link that was made for somebody who does not wait for it any more."""
+        if not link.cancelled() and link.exception() is None:
+            self._threads.submit(self._remove, link.result(), size_bytes)
 
     def _link(self, source: Path, size_bytes: int) -> Path:
         self.reserve(size_bytes)
@@ -240,6 +243,7 @@ class SpoolWriter:
         """Complete the file."""
         await self._flush()
         path = await self._spool.run(self._finish)
+        self._is_finished = True  # here and not in the thread: a cancelled await above leaves the file to close()
         return SpooledFile(
             path=path, size_bytes=self._received_bytes, sha256=self._hash.hexdigest(), filename=self._filename
         )
@@ -278,7 +282,6 @@ class SpoolWriter:
             if self._is_closed:
                 raise RuntimeError("the writer is closed")
             self._open().close()
-            self._is_finished = True
             assert self._path is not None  # noqa: S101 - set by _open
             return self._path
 

@@ -86,17 +86,24 @@ class UrlCache:
             )
         except UnavailableError:  # no space: what is remembered is the first thing to do without
             return
-        await self._drop(_digest(url))
+        replaced = self._forget(_digest(url))  # another fetch of the same URL may have come before
         self._entries[_digest(url)] = _Entry(validators=validators, file=copy)
         self._used_bytes += copy.size_bytes
+        if replaced is not None:
+            await self._spool.remove(replaced.file)
         while self._used_bytes > self._max_bytes:
             await self._drop(next(iter(self._entries)))
 
     async def _drop(self, key: str) -> None:
+        entry = self._forget(key)
+        if entry is not None:
+            await self._spool.remove(entry.file)
+
+    def _forget(self, key: str) -> _Entry | None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._used_bytes -= entry.file.size_bytes
-            await self._spool.remove(entry.file)
+        return entry
 
 
 def _digest(url: str) -> str:

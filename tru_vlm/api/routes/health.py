@@ -51,6 +51,7 @@ def build_router(service: InferenceService) -> APIRouter:
                 "num_waiting": service.workers.num_waiting,
                 "max_queued_requests": service.settings.max_queued_requests,
             },
+            "affinity": dataclasses.asdict(service.workers.affinity_stats()),
             "video": dataclasses.asdict(service.videos.stats()),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
@@ -82,6 +83,7 @@ def _worker(state: WorkerState) -> dict[str, Any]:
         "state": "ready" if state.is_ready else "starting",
         "restarts": state.restarts,
         "num_requests": state.num_requests,
+        "num_requests_total": state.num_requests_total,
         "pid": hello.pid if hello else None,
         "engine": dataclasses.asdict(hello.description) if hello else None,
         "stats": dataclasses.asdict(last.stats if last else hello.stats) if hello else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -16,6 +17,7 @@ from tru_vlm.api.event_stream import (
     answer_body,
     collect,
     peek_until_certain,
+    unless_client_leaves,
 )
 from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any, read_form, read_json
@@ -76,10 +78,13 @@ async def _answer(service: InferenceService, parsed: InferenceRequest, request: 
     if not parsed.stream:
         return _plain(await collect(stream, request), stream.id)
     try:
-        first = await peek_until_certain(stream)
+        first = await unless_client_leaves(partial(peek_until_certain, stream), request)
     except BaseException:
         await stream.aclose()
         raise
+    if first is None:
+        await stream.aclose()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     if first and isinstance(first[-1], ErrorEvent):
         await stream.aclose()
         return error_response(first[-1].error, stream.id)
