@@ -4,8 +4,9 @@ Only the linear layers of the text model are quantized: they hold most of the we
 token.  The vision tower stays in full precision (a small part of the weights, whose errors every later layer would
 inherit), and so do the embeddings and the output layer, which many checkpoints share.
 
-int4 and int8 are bitsandbytes'; fp8 is PyTorch's own ``scaled_mm``, which needs no further package and fetches no
-kernel at run time.
+int4 and int8 are bitsandbytes' layers, put in place here rather than by Transformers, which needs accelerate for it.
+fp8 is PyTorch's own ``scaled_mm``: Transformers' fine-grained fp8 needs accelerate and kernels, and fetches its kernel
+from the hub at run time.
 """
 
 from __future__ import annotations
