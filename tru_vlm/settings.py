@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type; auto is bfloat16 on a GPU and float32 on the CPU."
     )
+    quantization: Literal["none", "int4", "int8", "fp8"] = Field(
+        "none",
+        description="Type of the text layers' weights: int4 and int8 by bitsandbytes, fp8 on CUDA cards from 8.9 on.",
+    )
     use_flash_attn: bool = Field(True, description="Use flash-attn 2 on CUDA when it is installed; else SDPA.")
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of a GPU's memory that vLLM takes."

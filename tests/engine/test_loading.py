@@ -1,5 +1,8 @@
 """The factory, the choices made at start and their reasons, and the cost of a step beside the model."""
 
+import logging
+import sys
+
 import pytest
 import torch
 from engine_helpers import drive, request, video
@@ -41,20 +44,41 @@ def test_dtype():
 
 
 @pytest.mark.parametrize(
-    ("device", "wanted", "dtype", "installed", "kernel", "reason"),
+    ("device", "wanted", "dtype", "capability", "package", "kernel", "reason"),
     [
-        ("cpu", True, torch.float32, True, "sdpa", "needs CUDA"),
-        ("cuda", False, torch.bfloat16, True, "sdpa", "USE_FLASH_ATTN=false"),
-        ("cuda", True, torch.float32, True, "sdpa", "needs bfloat16"),
-        ("cuda", True, torch.bfloat16, False, "sdpa", "not installed"),
-        ("cuda", True, torch.bfloat16, True, "flash_attention_2", "is installed"),
+        ("cpu", True, torch.float32, None, "", "sdpa", "needs CUDA; the device is cpu"),
+        ("mps:0", True, torch.float16, None, "", "sdpa", "needs CUDA; the device is mps:0"),
+        ("cuda", False, torch.bfloat16, (9, 0), "", "sdpa", "USE_FLASH_ATTN=false"),
+        ("cuda", True, torch.float32, (9, 0), "", "sdpa", "needs bfloat16"),
+        ("cuda", True, torch.bfloat16, (7, 5), "", "sdpa", "needs compute capability 8.0; cuda has 7.5"),
+        ("cuda", True, torch.bfloat16, (9, 0), None, "sdpa", "not installed"),
+        ("cuda", True, torch.bfloat16, (9, 0), "import gone", "sdpa", "cannot be loaded (No module named 'gone')"),
+        ("cuda", True, torch.bfloat16, (8, 0), "", "flash_attention_2", "is installed"),
     ],
 )
-def test_attention_is_chosen_in_the_open(*, device, wanted, dtype, installed, kernel, reason, monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object() if installed else None)
+def test_attention_is_chosen_in_the_open(
+    *, device, wanted, dtype, capability, package, kernel, reason, monkeypatch, tmp_path
+):
+    """package: the text of an installed flash_attn; None where there is none."""
+    if package is None:
+        monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    else:
+        (tmp_path / "flash_attn.py").write_text(package)
+    monkeypatch.setattr(loading.torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     choice = choose_attention(device, use_flash_attn=wanted, dtype=dtype)
     assert choice.kernel == kernel
     assert reason in choice.reason
+
+
+def test_what_was_chosen_is_logged_once_with_its_reason(make_engine, caplog):
+    with caplog.at_level(logging.INFO, logger="tru_vlm"):
+        engine = make_engine()
+        drive(engine, [request("a", max_tokens=2)])
+    attention, weights = (record.getMessage() for record in caplog.records)
+    assert attention == "attention: sdpa, because flash-attn needs CUDA; the device is cpu"
+    assert weights.startswith("weights: float32, quantization none, ")
 
 
 def test_a_containers_limit_bounds_the_cache(monkeypatch, tmp_path):

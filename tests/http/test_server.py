@@ -46,8 +46,9 @@ def test_detailed_health_says_what_runs(server: Server) -> None:
     assert worker["state"] == "ready"
     engine = worker["engine"]
     assert (engine["backend"], engine["device"], engine["dtype"]) == ("hf", "cpu", "float32")
-    assert engine["attention"]
-    assert engine["attention_reason"]
+    assert (engine["attention"], engine["quantization"]) == ("sdpa", "none")
+    assert engine["attention_reason"] == "flash-attn needs CUDA; the device is cpu"
+    assert engine["weight_bytes"] == engine["full_weight_bytes"] == 4 * engine["num_parameters"]
     assert worker["stats"]["kv_cache_tokens"] > 0
     assert worker["stats"]["device_memory_bytes"] > 0
     assert body["video"]
@@ -62,6 +63,37 @@ def test_a_second_question_finds_the_frames_and_health_says_where(server: Server
     before = hits()
     assert upload(server.base, clips["one"], prompt="Which colour?").status_code == 200
     assert hits() == before + 1
+
+
+def test_int4_answers_and_says_what_it_saves(clips: dict[str, Path], tmp_path: Path) -> None:
+    server = start_server(tmp_path, QUANTIZATION="int4")
+    try:
+        answer = upload(server.base, clips["one"], temperature=0)
+        assert answer.status_code == 200
+        assert answer.json()["text"].startswith("A red circle")
+        (worker,) = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
+        engine = worker["engine"]
+        assert engine["quantization"] == "int4"
+        assert engine["weight_bytes"] < 0.7 * engine["full_weight_bytes"]
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_quantization_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
+    own = {"PORT": str(free_port()), "STORAGE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "DEVICE": "cpu"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "server.py")],
+        cwd=tmp_path,
+        env={**os.environ, **own, "QUANTIZATION": "fp8"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert result.returncode == 1
+    said = result.stdout + result.stderr
+    assert "QUANTIZATION=fp8: it needs a CUDA card" in said
+    assert "Accepted here: none, int4, int8." in said
 
 
 def test_every_route_is_described_with_an_example(server: Server) -> None:

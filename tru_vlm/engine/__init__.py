@@ -25,6 +25,7 @@ def create_engine(settings: Settings, device: str) -> Engine:
         model_path=settings.model_path,
         device=device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         use_flash_attn=settings.use_flash_attn,
         max_batch_size=settings.max_batch_size,
         max_context_tokens=settings.max_context_tokens,

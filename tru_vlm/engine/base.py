@@ -137,7 +137,20 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineDescription:
-    """What was loaded, chosen once at start; shown in health."""
+    """What was loaded, chosen once at start; shown in health.
+
+    Attributes:
+        backend: "hf".
+        model_path, model_type: the checkpoint's place and family.
+        device, dtype: where it runs, and in which type it computes.
+        attention, attention_reason: the kernel, and why it.
+        quantization: "none", what was asked for, or what the checkpoint itself is.
+        num_parameters: of the whole model.
+        full_weight_bytes: what the weights would take unquantized, in ``dtype``.
+        weight_bytes: what they take.
+        context_tokens: most tokens of prompt, frames and answer together.
+        versions: of the libraries that matter.
+    """
 
     backend: str
     model_path: str
@@ -148,6 +161,8 @@ class EngineDescription:
     attention_reason: str
     quantization: str
     num_parameters: int
+    full_weight_bytes: int
+    weight_bytes: int
     context_tokens: int
     versions: dict[str, str]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tru_vlm.engine.hf.quantization import QuantizationChoice
+
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -16,6 +18,7 @@ class EngineConfig:
         model_path: "demo", a folder or a hub id.
         device: "cpu", "mps", "cuda" or "cuda:1".
         dtype: of the weights; auto is bfloat16 on CUDA and float32 elsewhere.
+        quantization: of the text layers' weights.
         use_flash_attn: take flash-attn 2 where it is installed and the device is CUDA.
         max_batch_size: most sequences at once.
         max_context_tokens: most tokens of prompt, frames and answer together; 0 takes the model's own limit.
@@ -29,6 +32,7 @@ class EngineConfig:
     model_path: str
     device: str = "cpu"
     dtype: DtypeChoice = "auto"
+    quantization: QuantizationChoice = "none"
     use_flash_attn: bool = True
     max_batch_size: int = 8
     max_context_tokens: int = 0

@@ -26,12 +26,14 @@ from tru_vlm.engine.hf.kv_cache import BlockManager, KvCache, KvShape, size_in_t
 from tru_vlm.engine.hf.loading import (
     AttentionChoice,
     available_memory_bytes,
+    checkpoint_quantization,
     choose_attention,
     choose_dtype,
     load_model,
     used_memory_bytes,
 )
 from tru_vlm.engine.hf.model_runner import ModelRunner
+from tru_vlm.engine.hf.quantization import report_weights
 from tru_vlm.engine.hf.row import Row, prepare_row
 from tru_vlm.engine.hf.sampling import SamplingError, sample
 from tru_vlm.engine.hf.scheduler import Chunk, Scheduler
@@ -58,6 +60,7 @@ class HfEngine:
             dtype=choose_dtype(config.dtype, config.device),
         )
         self._description = _describe(model, profile, config, self._attention)
+        _log_choices(self._description)
         self._vocabulary = int(model.config.text_config.vocab_size)
         self._byte_table = byte_table(profile.tokenizer)
         blocks = _block_manager(model, profile, config)
@@ -84,7 +87,7 @@ class HfEngine:
         """Read the checkpoint and allocate the cache.
 
         Raises:
-            ValueError: if the checkpoint is of no known family.
+            ValueError: if the checkpoint is of no known family, or cannot be quantized as asked for.
             OSError: if its weights cannot be read.
         """
         profile = load_profile(config.model_path, max_context_tokens=config.max_context_tokens)
@@ -323,16 +326,32 @@ def _block_manager(model: Any, profile: ModelProfile, config: EngineConfig) -> B
 
 
 def _describe(model: Any, profile: ModelProfile, config: EngineConfig, attention: AttentionChoice) -> EngineDescription:
+    dtype = choose_dtype(config.dtype, config.device)
+    weights = report_weights(model, dtype)
+    own = checkpoint_quantization(model.config)
     return EngineDescription(
         backend="hf",
         model_path=profile.model_path,
         model_type=profile.model_type,
         device=config.device,
-        dtype=str(choose_dtype(config.dtype, config.device)).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         attention=attention.kernel,
         attention_reason=attention.reason,
-        quantization="none",
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        quantization=f"{own} (the checkpoint's own)" if own else config.quantization,
+        num_parameters=weights.num_parameters,
+        full_weight_bytes=weights.full_bytes,
+        weight_bytes=weights.bytes,
         context_tokens=profile.context_tokens,
         versions={name: version(name) for name in ("torch", "transformers")},
+    )
+
+
+def _log_choices(chosen: EngineDescription) -> None:
+    log.info("attention: %s, because %s", chosen.attention, chosen.attention_reason)
+    log.info(
+        "weights: %s, quantization %s, %.1f MiB (unquantized %.1f MiB)",
+        chosen.dtype,
+        chosen.quantization,
+        chosen.weight_bytes / 2**20,
+        chosen.full_weight_bytes / 2**20,
     )

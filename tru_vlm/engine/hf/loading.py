@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Any
 
 import psutil
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
 from tru_vlm.engine.hf.attention import PAGED_ATTENTION, AttentionKernel, register_attention
 from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
+from tru_vlm.engine.hf.quantization import check_quantization, quantize
 from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed
 from tru_vlm.processor.profile import ModelProfile
 
 CGROUP = Path("/sys/fs/cgroup")
+
+FLASH_ATTN_CAPABILITY = (8, 0)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -51,17 +55,35 @@ def choose_attention(device: str, *, use_flash_attn: bool, dtype: torch.dtype) -
         return AttentionChoice("sdpa", "USE_FLASH_ATTN=false")
     if dtype not in (torch.bfloat16, torch.float16):
         return AttentionChoice("sdpa", f"flash-attn needs bfloat16 or float16; the weights are {dtype}")
-    if importlib.util.find_spec("flash_attn") is None:
-        return AttentionChoice("sdpa", "flash-attn is not installed")
+    if problem := _flash_attn_problem(device):
+        return AttentionChoice("sdpa", problem)
     return AttentionChoice("flash_attention_2", "flash-attn is installed and the device is CUDA")
+
+
+def _flash_attn_problem(device: str) -> str | None:
+    """Why flash-attn cannot run on a CUDA device; None when it can."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FLASH_ATTN_CAPABILITY:
+        needed, has = (".".join(map(str, pair)) for pair in (FLASH_ATTN_CAPABILITY, capability))
+        return f"flash-attn needs compute capability {needed}; {device} has {has}"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError) as error:  # built against another torch, as a rule
+        return f"flash-attn is installed and cannot be loaded ({error})"
+    return None
 
 
 def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
     """The model with its weights on the device, in evaluation mode, calling our attention functions.
 
     Raises:
+        QuantizationError: if the weights cannot be quantized as asked for.
         OSError: if the weights cannot be read.
     """
+    model_config = AutoConfig.from_pretrained(profile.resolved_path, trust_remote_code=False)
+    check_quantization(config.quantization, config.device, checkpoint_method=checkpoint_quantization(model_config))
     register_attention()
     transformers_logging.disable_progress_bar()  # a server's log is no terminal
     dtype = choose_dtype(config.dtype, config.device)
@@ -71,7 +93,18 @@ def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
     model.set_attn_implementation({"text_config": PAGED_ATTENTION, "vision_config": FRAME_ATTENTION})
     visual = model.model.visual
     visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
+    if config.quantization != "none":
+        quantize(model.model.language_model, config.quantization, device=config.device)
     return model.to(config.device).eval().requires_grad_(False)
+
+
+def checkpoint_quantization(model_config: Any) -> str | None:
+    """How the checkpoint itself is quantized ("fp8", "bitsandbytes"); None when it is not."""
+    own = getattr(model_config, "quantization_config", None)
+    if own is None:
+        return None
+    method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    return str(getattr(method, "value", method))
 
 
 def available_memory_bytes(device: str) -> int:
