@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import QueuePosition, WorkerPool
 from tru_vlm.engine.base import FailEvent, FinishEvent, TokenEvent
@@ -115,6 +116,7 @@ class RequestRun:
         workers: WorkerPool,
         fetcher: UrlFetcher,
         spool: Spool,
+        schemas: SchemaCheck,
     ) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
@@ -127,6 +129,7 @@ class RequestRun:
         self._workers = workers
         self._fetcher = fetcher
         self._spool = spool
+        self._schemas = schemas
         self._bounds = sampling_bounds(settings, profile)
         self._clock = _Clock()
 
@@ -150,6 +153,7 @@ class RequestRun:
         async with contextlib.AsyncExitStack() as held:
             file = await self._local_file()
             held.push_async_callback(self._spool.remove, file)
+            await self._check_schema()
             probe = await self._videos.inspect(file, self._request.video_param)
             plan = self._videos.plan(probe, self._request.video_params, self._bounds)
             await self._check_context(plan)
@@ -159,6 +163,16 @@ class RequestRun:
             # The source is not needed any more; a long answer must not hold gigabytes of disk.
             await self._spool.remove(file)
             return await self._generate(lease)
+
+    async def _check_schema(self) -> None:
+        """Refuse a schema that the answer could not follow.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        schema = self._request.generation.json_schema
+        if schema is not None:
+            await self._schemas.check(schema, param=self._request.response_format_param)
 
     async def _local_file(self) -> SpooledFile:
         """The video as a file: the upload, or what its URL or data URI holds."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tru_vlm.api import schemas
 from tru_vlm.api.request_run import RequestRun
+from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
@@ -111,6 +112,7 @@ class InferenceService:
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
             cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
         )
+        self._schemas = SchemaCheck()
         self._capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
         self._num_open = 0
 
@@ -195,6 +197,7 @@ class InferenceService:
             workers=self.workers,
             fetcher=self._fetcher,
             spool=self.spool,
+            schemas=self._schemas,
         )
         return RequestStream(run, on_end=self._closed)
 

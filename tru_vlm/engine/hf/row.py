@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tru_vlm.engine.base import EngineRequest, EngineTimings, MediaInput
 from tru_vlm.engine.hf.detokenizer import TextStream
+from tru_vlm.engine.hf.grammar import Grammars
 from tru_vlm.engine.hf.model_runner import RowInput
 from tru_vlm.engine.hf.sampling import RowSampler
 from tru_vlm.engine.hf.scheduler import Chunk, Sequence
@@ -98,12 +99,18 @@ class Row:
 
 
 def prepare_row(
-    request: EngineRequest, *, profile: ModelProfile, byte_table: list[bytes], vocabulary: int, device: str
+    request: EngineRequest,
+    *,
+    profile: ModelProfile,
+    byte_table: list[bytes],
+    grammars: Grammars,
+    vocabulary: int,
+    device: str,
 ) -> Row:
     """Tokenize a request and lay out its media; nothing is computed yet.
 
     Raises:
-        InvalidRequestError: if messages and media do not belong together.
+        InvalidRequestError: if messages and media do not belong together, or the JSON schema cannot be followed.
         ValueError: if a frame's size does not fit the model.
     """
     prompt = build_prompt(profile, request.messages, [_layout(media) for media in request.media])
@@ -112,6 +119,7 @@ def prepare_row(
     )
     visual = VisualInputs(request.media, prompt)
     params = request.generation
+    grammar = None if params.json_schema is None else grammars.start(params.json_schema)
     return Row(
         request=request,
         prompt=prompt,
@@ -120,7 +128,7 @@ def prepare_row(
         is_visual=prompt.mm_token_type_ids() != 0,
         sequence=Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens),
         visual=visual,
-        sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device),
+        sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device, grammar=grammar),
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),
     )
