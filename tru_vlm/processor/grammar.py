@@ -19,6 +19,9 @@ MAX_SCHEMA_DEPTH = 32
 ANY_OBJECT = '{"type": "object"}'
 """The schema of ``json_object``."""
 
+STUCK = "no text satisfies it, or following it takes more than this server spends on a token"
+"""Why an answer cannot go on."""
+
 _TRIAL_CPU_SECONDS = 0.25
 _TRIAL_MEMORY_BYTES = 1 << 30
 _MAX_OBJECTION_CHARACTERS = 200
@@ -97,8 +100,9 @@ def _try_schema() -> None:
         tokens = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256)
         matcher = LLMatcher(tokens, json_grammar(schema), log_level=0, limits=limits())
         verdict = objection(matcher.get_error())
-        if not verdict and not any(matcher.compute_bitmask()):
-            verdict = "no text satisfies it"
+        if not verdict:
+            matcher.compute_bitmask()
+            verdict = STUCK if matcher.is_error() else ""
     except GrammarError as error:
         verdict = str(error)
     json.dump(verdict, sys.stdout)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from tru_vlm.errors import InvalidRequestError
-from tru_vlm.processor.grammar import GrammarError, json_grammar, limits, objection
+from tru_vlm.processor.grammar import STUCK, GrammarError, json_grammar, limits, objection
 
 
 class AnswerGrammar:
@@ -35,8 +35,8 @@ class AnswerGrammar:
         """
         if self._allowed is None:
             words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.int32)
-            if self._matcher.is_error() or not words.any():
-                raise _refusal("no text satisfies it, or following it takes more than this server spends on a token")
+            if self._matcher.is_error():
+                raise _refusal(STUCK)
             self._allowed = words
         return self._allowed
 
@@ -48,7 +48,7 @@ class AnswerGrammar:
         """
         self._allowed = None
         if not self._matcher.consume_token(token):
-            raise _refusal("the answer left it, or following it takes more than this server spends on a token")
+            raise _refusal(STUCK)
 
 
 class Grammars:
