@@ -259,7 +259,7 @@ def test_a_grammar_that_fails_on_the_way_fails_its_row_only(engine, monkeypatch)
     monkeypatch.setattr(grammar, "allowed", failing)
     events = [event for _ in range(60) if engine.has_work() for event in engine.step()]
     failed = [event for event in events if isinstance(event, FailEvent)]
-    assert [(event.request_id, event.error.param) for event in failed] == [("json", "response_format")]
+    assert [(event.request_id, event.error.message) for event in failed] == [("json", "no further")]
     assert "".join(getattr(event, "text", "") for event in events if event.request_id == "free") == alone
 
 
