@@ -56,6 +56,8 @@ class GenerationParams:
         stop: strings that end the answer; not part of it.
         repetition_penalty: > 1 discourages tokens that were already said (Keskar et al., 2019, CTRL, section 4.1).
         ignore_eos: go on past the end-of-turn token (for benchmarks: a fixed output length).
+        json_schema: a JSON schema, as JSON text, that the answer satisfies unless ``max_tokens`` or a stop string cuts
+            it off; None leaves the answer free.  Excludes ``ignore_eos``.
     """
 
     max_tokens: int
@@ -66,6 +68,7 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     repetition_penalty: float = 1.0
     ignore_eos: bool = False
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,3 +149,82 @@ def test_a_plans_prompt_is_checked_like_a_questions(prompt: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse_json(json.dumps({**MINIMAL, "prompt": prompt}).encode(), SETTINGS, is_plan=True)
     assert caught.value.param == "prompt"
+
+
+SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}}
+NAMED = {"name": "clip", "schema": SCHEMA, "strict": True}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": NAMED}, SCHEMA),
+    ],
+)
+def test_a_response_format_arrives_as_its_schema(response_format: dict | None, schema: dict | None) -> None:
+    def arrived(request: InferenceRequest) -> dict | None:
+        text = request.generation.json_schema
+        return None if text is None else json.loads(text)
+
+    assert arrived(parse(generation_params={"response_format": response_format})) == schema
+    form = {"prompt": "x", "response_format": json.dumps(response_format)}
+    assert arrived(parse_form(form, FILE, SETTINGS)) == schema
+
+
+def nested(levels: int) -> dict:
+    schema: dict = {}
+    for _ in range(levels - 1):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("response_format", "param"),
+    [
+        ("json_object", ""),
+        ({}, "type"),
+        ({"type": "xml"}, "type"),
+        ({"type": "json_object", "regex": "a"}, "regex"),
+        ({"type": "json_schema"}, "json_schema"),
+        ({"type": "json_object", "json_schema": NAMED}, "json_schema"),
+        ({"type": "json_schema", "json_schema": SCHEMA}, "json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}, "json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "a"}}, "json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": "{}"}}, "json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": nested(33)}}, "json_schema.schema"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["x" * 99] * 999}}},
+            "json_schema.schema",
+        ),
+    ],
+)
+def test_a_wrong_response_format_is_named(response_format: object, param: str) -> None:
+    path = "response_format" + (f".{param}" if param else "")
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(generation_params={"response_format": response_format})
+    assert (caught.value.param, caught.value.status) == (f"generation_params.{path}", 400)
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_form({"prompt": "x", "response_format": json.dumps(response_format)}, FILE, SETTINGS)
+    assert (caught.value.param, caught.value.status) == (path, 400)
+
+
+@pytest.mark.parametrize("text", ["json", "{", '{"a":' * 100_000])
+def test_a_response_format_in_a_form_must_be_json(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="valid JSON") as caught:
+        parse_form({"prompt": "x", "response_format": text}, FILE, SETTINGS)
+    assert caught.value.param == "response_format"
+
+
+def test_the_deepest_schema_is_accepted() -> None:
+    named = {"name": "a", "schema": nested(32)}
+    assert parse(generation_params={"response_format": {"type": "json_schema", "json_schema": named}})
+
+
+def test_a_format_and_ignore_eos_contradict_each_other() -> None:
+    with pytest.raises(InvalidRequestError, match="ignore_eos") as caught:
+        parse(generation_params={"response_format": {"type": "json_object"}, "ignore_eos": True})
+    assert caught.value.param == "generation_params.response_format"
+    assert parse(generation_params={"response_format": {"type": "text"}, "ignore_eos": True}).generation.ignore_eos

@@ -49,13 +49,15 @@ def test_drawn_as_often_as_transformers_says(params):
     assert np.abs(counts / draws - expected).max() < 0.02
 
 
-def transformers_probabilities(*, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
+def transformers_probabilities(
+    *, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, prompt=PROMPT, logits=LOGITS
+):
     processors = LogitsProcessorList()
     processors += [RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty != 1 else []
     processors += [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    return processors(torch.from_numpy(PROMPT)[None], LOGITS[None].clone())[0].softmax(-1).numpy()
+    return processors(torch.from_numpy(prompt)[None], logits[None].clone())[0].softmax(-1).numpy()
 
 
 def test_temperature_zero_takes_the_likeliest():
@@ -73,6 +75,44 @@ def test_neighbours_do_not_change_a_row():
     others = [sampler(temperature=0.0), sampler(seed=9), sampler(seed=4, top_k=3), sampler(repetition_penalty=2.0)]
     mixed = [sample(LOGITS.repeat(5, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
     assert mixed == alone
+
+
+def test_every_row_of_a_mixed_batch_has_the_distribution_of_its_own_rules():
+    """A row for each parameter, over prompts and logits of their own: Transformers' processors say what is due."""
+    rules = [
+        {"temperature": 0.7},
+        {"top_k": 4},
+        {"top_p": 0.5},
+        {"repetition_penalty": 1.8},
+        {"repetition_penalty": 0.6, "temperature": 1.3, "top_k": 9, "top_p": 0.7},
+        {},
+    ]
+    prompts = [np.random.default_rng(index).integers(0, VOCABULARY, 6) for index in range(len(rules))]
+    logits = torch.randn(len(rules), VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
+    rows = [sampler(prompts[index], seed=index, **params) for index, params in enumerate(rules)]
+    draws = 3000
+    counts = np.zeros((len(rules), VOCABULARY))
+    for _ in range(draws):
+        counts[range(len(rules)), sample(logits.clone(), rows)] += 1
+    for row, params in enumerate(rules):
+        expected = transformers_probabilities(**params, prompt=prompts[row], logits=logits[row])
+        assert set(np.flatnonzero(counts[row])) <= set(np.flatnonzero(expected)), params
+        assert np.abs(counts[row] / draws - expected).max() < 0.035, params
+
+
+def test_repetition_penalty_equals_transformers_token_by_token_in_a_mix():
+    penalty, said = 1.3, list(PROMPT)
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    row = sampler(temperature=0.0, repetition_penalty=penalty)
+    neighbours = [sampler(temperature=0.0), sampler(seed=1), sampler(temperature=0.0, repetition_penalty=3.0)]
+    for step in range(30):
+        logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(step)) / 4 + LOGITS
+        expected = int(processor(torch.tensor([said]), logits[None].clone()).argmax())
+        token = sample(logits.repeat(4, 1), [neighbours[0], row, *neighbours[1:]])[1]
+        assert token == expected
+        row.accept(token)
+        said.append(token)
+    assert len(set(said[len(PROMPT) :])) > 1
 
 
 def test_seeds_reproduce_and_differ():

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 
 from tru_vlm.api.planning import Planner, RequestPlan, TokenCounts
+from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import QueuePosition, WorkerPool
 from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEvent
@@ -111,6 +112,7 @@ class RequestRun:
         workers: WorkerPool,
         source: VideoSource,
         spool: Spool,
+        schemas: SchemaCheck,
     ) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
@@ -123,6 +125,7 @@ class RequestRun:
         self._workers = workers
         self._source = source
         self._spool = spool
+        self._schemas = schemas
         self._clock = _Clock()
         self._video: VideoInfo | None = None
         self._text: list[str] = []
@@ -150,6 +153,7 @@ class RequestRun:
         async with contextlib.AsyncExitStack() as held:
             file = await self._local_file()
             held.push_async_callback(self._spool.remove, file)
+            await self._check_schema()
             plan = await self._plan(file)
             self.accepted.set()
             lease, tokens = await self._decode(file, plan, held)
@@ -164,6 +168,16 @@ class RequestRun:
             # A length that was left open becomes what the context has left.
             generation = dataclasses.replace(self._request.generation, max_tokens=tokens.answer)
             return await self._generate(lease, generation)
+
+    async def _check_schema(self) -> None:
+        """Refuse a schema that the answer could not follow.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        schema = self._request.generation.json_schema
+        if schema is not None:
+            await self._schemas.check(schema, param=self._request.response_format_param)
 
     async def _local_file(self) -> SpooledFile:
         video, param = self._request.video, self._request.video_param

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.intake.spool import SpooledFile
+from tru_vlm.processor.grammar import ANY_OBJECT, MAX_SCHEMA_CHARACTERS, MAX_SCHEMA_DEPTH
 from tru_vlm.settings import Settings
 from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart, VideoParams
 
@@ -32,6 +33,9 @@ def _conflict(name: str, text: str) -> PydanticCustomError:
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+Body = TypeVar("Body", bound=_Body)
 
 
 class VideoParamsBody(_Body):
@@ -86,6 +90,58 @@ class VideoParamsBody(_Body):
         return self
 
 
+class JsonSchemaBody(_Body):
+    """A named JSON schema, as OpenAI's API takes it."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] = Field(description="For people; any word.")
+    description: str | None = Field(None, description="For people.")
+    json_schema: dict[str, Any] = Field(
+        alias="schema", description=f"At most {MAX_SCHEMA_CHARACTERS} characters and {MAX_SCHEMA_DEPTH} levels."
+    )
+    strict: bool | None = Field(None, description="The schema is always followed to the letter; this changes nothing.")
+
+    @model_validator(mode="after")
+    def _check(self) -> JsonSchemaBody:
+        if _depth(self.json_schema) > MAX_SCHEMA_DEPTH:
+            raise _conflict("schema", f"the schema nests deeper than {MAX_SCHEMA_DEPTH} levels")
+        length = len(json.dumps(self.json_schema))
+        if length > MAX_SCHEMA_CHARACTERS:
+            text = f"the schema has {length} characters; at most {MAX_SCHEMA_CHARACTERS} are accepted"
+            raise _conflict("schema", text)
+        return self
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays within each other; stops counting above the most that is accepted."""
+    level, depth = [value], 0
+    while level and depth <= MAX_SCHEMA_DEPTH:
+        containers = [item for item in level if isinstance(item, dict | list)]
+        level = [part for item in containers for part in (item.values() if isinstance(item, dict) else item)]
+        depth += bool(containers)
+    return depth
+
+
+class ResponseFormatBody(_Body):
+    """What the answer's text must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="`text` is free, `json_object` any JSON object, `json_schema` what the schema allows."
+    )
+    json_schema: JsonSchemaBody | None = Field(None, description="For the type `json_schema`.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormatBody:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise _conflict("json_schema", "give json_schema with the type json_schema, and with no other")
+        return self
+
+    def schema_text(self) -> str | None:
+        """The schema as JSON text; None where the answer is free."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.json_schema)
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
 class GenerationParamsBody(_Body):
     """How the answer is generated. What is left out takes the server's default."""
 
@@ -101,6 +157,12 @@ class GenerationParamsBody(_Body):
         1.0, description="Above 1 discourages what was already said."
     )
     ignore_eos: bool = Field(False, description="Go on past the model's own end, up to `max_tokens`.")
+    response_format: ResponseFormatBody | None = Field(
+        None,
+        description="Make the answer JSON, on one line; in a form, this field is JSON text. "
+        "`max_tokens` and `stop` may cut it off. Excludes `ignore_eos`.",
+        examples=[{"type": "json_object"}],
+    )
 
 
 Prompt = Annotated[str, Field(min_length=1, description="The question.", examples=["What happens in this video?"])]
@@ -152,6 +214,11 @@ class InferenceRequest:
         return self.file or self.video_url or ""
 
     @property
+    def response_format_param(self) -> str:
+        """The field that held the answer's format."""
+        return "response_format" if self.file else "generation_params.response_format"
+
+    @property
     def video_param(self) -> str:
         """The field that held the video."""
         return "video" if self.file else "video_url"
@@ -186,7 +253,7 @@ def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> Inf
         raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
     if not isinstance(values, dict):
         raise InvalidRequestError("The body must be a JSON object.", code="invalid_json")
-    return _build(_validate(values, is_plan=is_plan), settings)
+    return _build(_validate(UrlPlanBody if is_plan else UrlRequestBody, values), settings)
 
 
 def parse_form(
@@ -219,12 +286,30 @@ def parse_form(
         )
     values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
     values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
+    response_format = _parse_response_format(given.pop("response_format", None))
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
-    body = _validate({"video_url": "upload:", **values}, is_plan=is_plan, is_form=True)
-    return _build(body, settings, file)
+    model = UrlPlanBody if is_plan else UrlRequestBody
+    body = _validate(model, {"video_url": "upload:", **values}, is_form=True)
+    return _build(body, settings, file, response_format)
 
 
-def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = None) -> InferenceRequest:
+def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
+    """The one field of a form that is JSON."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("response_format is not valid JSON.", param="response_format") from None
+    return _validate(GenerationParamsBody, {"response_format": value}).response_format
+
+
+def _build(
+    body: UrlRequestBody,
+    settings: Settings,
+    file: SpooledFile | None = None,
+    response_format: ResponseFormatBody | None = None,
+) -> InferenceRequest:
     if len(body.prompt) > settings.max_prompt_characters:
         raise InvalidRequestError(
             f"The prompt has {len(body.prompt)} characters; at most {settings.max_prompt_characters} are accepted.",
@@ -239,6 +324,13 @@ def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = 
             f"max_tokens is {generation.max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
             param="max_tokens" if file else "generation_params.max_tokens",
         )
+    response_format = response_format or generation.response_format
+    json_schema = response_format.schema_text() if response_format else None
+    if json_schema is not None and generation.ignore_eos:
+        raise InvalidRequestError(
+            "response_format and ignore_eos contradict each other: JSON ends where it is complete.",
+            param="response_format" if file else "generation_params.response_format",
+        )
     stop = generation.stop if isinstance(generation.stop, list) else [generation.stop] if generation.stop else []
     return InferenceRequest(
         prompt=body.prompt,
@@ -252,6 +344,7 @@ def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = 
             stop=tuple(stop),
             repetition_penalty=generation.repetition_penalty,
             ignore_eos=generation.ignore_eos,
+            json_schema=json_schema,
         ),
         max_tokens_is_default=generation.max_tokens is None,
         stream=body.stream,
@@ -260,9 +353,8 @@ def _build(body: UrlRequestBody, settings: Settings, file: SpooledFile | None = 
     )
 
 
-def _validate(values: Mapping[str, Any], *, is_plan: bool, is_form: bool = False) -> UrlRequestBody:
+def _validate(model: type[Body], values: Mapping[str, Any], *, is_form: bool = False) -> Body:
     """Check ``values``; JSON numbers must be numbers, form fields are strings that must spell them."""
-    model = UrlPlanBody if is_plan else UrlRequestBody
     try:
         if is_form:
             return model.model_validate_strings(values)

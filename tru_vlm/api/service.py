@@ -14,6 +14,7 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
@@ -160,6 +161,7 @@ class InferenceService:
         )
         self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
         self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
+        self._schemas = SchemaCheck()
         capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
         self._questions = Places(capacity)
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
@@ -246,6 +248,7 @@ class InferenceService:
             workers=self.workers,
             source=self._source,
             spool=self.spool,
+            schemas=self._schemas,
         )
         return RequestStream(run, on_end=self._questions.give_back)
 

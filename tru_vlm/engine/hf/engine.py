@@ -22,6 +22,7 @@ from tru_vlm.engine.base import (
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.detokenizer import byte_table
 from tru_vlm.engine.hf.feature_cache import FeatureCache
+from tru_vlm.engine.hf.grammar import Grammars
 from tru_vlm.engine.hf.kv_cache import BlockManager, KvCache, KvShape, size_in_tokens
 from tru_vlm.engine.hf.loading import (
     AttentionChoice,
@@ -63,6 +64,12 @@ class HfEngine:
         _log_choices(self._description)
         self._vocabulary = int(model.config.text_config.vocab_size)
         self._byte_table = byte_table(profile.tokenizer)
+        self._grammars = Grammars(
+            profile.tokenizer,
+            byte_table=self._byte_table,
+            eos_token_ids=profile.eos_token_ids,
+            vocabulary=self._vocabulary,
+        )
         blocks = _block_manager(model, profile, config)
         shape = _kv_shape(model)
         cache = KvCache(shape, blocks.capacity_tokens, config.device)
@@ -108,7 +115,8 @@ class HfEngine:
 
         Raises:
             ContextLengthError: if it can never fit.
-            InvalidRequestError: if its messages and media do not belong together, or its id is in use.
+            InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed,
+                or its id is in use.
             InternalError: if it cannot be prepared for any other reason.
         """
         if request.id in self._rows:
@@ -119,6 +127,7 @@ class HfEngine:
                 request,
                 profile=self._profile,
                 byte_table=self._byte_table,
+                grammars=self._grammars,
                 vocabulary=self._vocabulary,
                 device=self._config.device,
                 shared_block_tokens=self._config.block_tokens if self._config.prefix_cache else None,
@@ -228,7 +237,7 @@ class HfEngine:
             if result is not None:
                 self._accept(row, result, events)
 
-    def _compute(self, chunks: list[Chunk]) -> list[int | SamplingError | None]:
+    def _compute(self, chunks: list[Chunk]) -> list[int | SamplingError | InvalidRequestError | None]:
         """The next token of each chunk's row; None where the prompt goes on."""
         rows = [self._rows[chunk.sequence.id] for chunk in chunks]
         logits = self._runner.run([row.model_input(chunk) for row, chunk in zip(rows, chunks, strict=True)])
@@ -263,7 +272,7 @@ class HfEngine:
         if row.clock.first_token is None:
             row.clock.first_token = time.perf_counter()
         reason: FinishReason | None = None
-        if ends or row.text.stopped:
+        if ends or row.text.stopped or row.sampler.is_complete:
             reason = "stop"
         elif row.num_generated >= params.max_tokens:
             reason = "length"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tru_vlm.engine.base import EngineRequest, EngineTimings, MediaInput
 from tru_vlm.engine.hf.block_chain import BlockChain
 from tru_vlm.engine.hf.detokenizer import TextStream
+from tru_vlm.engine.hf.grammar import Grammars
 from tru_vlm.engine.hf.model_runner import RowInput
 from tru_vlm.engine.hf.sampling import RowSampler
 from tru_vlm.engine.hf.scheduler import Chunk, Sequence
@@ -118,6 +119,7 @@ def prepare_row(
     *,
     profile: ModelProfile,
     byte_table: list[bytes],
+    grammars: Grammars,
     vocabulary: int,
     device: str,
     shared_block_tokens: int | None,
@@ -128,12 +130,13 @@ def prepare_row(
         request: the request.
         profile: the model.
         byte_table: of its tokenizer.
+        grammars: of what an answer must satisfy.
         vocabulary: width of its logits.
         device: where its sampler's state is.
         shared_block_tokens: tokens in a block of the KV cache; None when blocks are not shared.
 
     Raises:
-        InvalidRequestError: if messages and media do not belong together.
+        InvalidRequestError: if messages and media do not belong together, or the JSON schema cannot be followed.
         ValueError: if a frame's size does not fit the model.
     """
     prompt = build_prompt(profile, request.messages, [_layout(media) for media in request.media])
@@ -143,6 +146,7 @@ def prepare_row(
     visual = VisualInputs(request.media, prompt)
     chain = BlockChain(prompt, request.media, shared_block_tokens) if shared_block_tokens else None
     params = request.generation
+    grammar = None if params.json_schema is None else grammars.start(params.json_schema)
     sequence = Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens)
     if chain is not None:
         sequence.keys = chain.keys  # the same list: it grows with the answer
@@ -155,7 +159,7 @@ def prepare_row(
         sequence=sequence,
         visual=visual,
         chain=chain,
-        sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device),
+        sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device, grammar=grammar),
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),
     )

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tru_vlm.engine.hf.grammar import AnswerGrammar
+from tru_vlm.errors import InvalidRequestError
 from tru_vlm.types import GenerationParams
 
 
@@ -30,52 +32,99 @@ class RowSampler:
         params: the rules.
         generator: gives the row's uniform numbers.
         seen: bool, (vocabulary,): tokens of prompt and answer; None unless a repetition penalty needs it.
+        grammar: what the answer's text must satisfy; None where it is free.
     """
 
     params: GenerationParams
     generator: random.Random = field(repr=False)
     seen: torch.Tensor | None = None
+    grammar: AnswerGrammar | None = None
 
     @staticmethod
-    def create(params: GenerationParams, prompt_ids: NDArray[np.int64], *, vocabulary: int, device: str) -> RowSampler:
+    def create(
+        params: GenerationParams,
+        prompt_ids: NDArray[np.int64],
+        *,
+        vocabulary: int,
+        device: str,
+        grammar: AnswerGrammar | None = None,
+    ) -> RowSampler:
         """A row's sampler; without a seed one is drawn."""
         seen = None
         if params.repetition_penalty != 1.0:
             seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
             seen[torch.from_numpy(prompt_ids).to(device)] = True
-        return RowSampler(params, random.Random(params.seed), seen)  # noqa: S311 - sampling, not secrets
+        return RowSampler(params, random.Random(params.seed), seen, grammar)  # noqa: S311 - sampling, not secrets
 
     def accept(self, token: int) -> None:
-        """The row's answer goes on with this token."""
+        """The row's answer goes on with this token.
+
+        Raises:
+            InvalidRequestError: if its grammar cannot be followed further.
+        """
         if self.seen is not None:
             self.seen[token] = True
+        if self.grammar is not None:
+            self.grammar.accept(token)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the row's grammar leaves nothing to say."""
+        return self.grammar is not None and self.grammar.is_complete
 
 
-def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | SamplingError]:
+def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | SamplingError | InvalidRequestError]:
     """The next token of each row.
 
-    Repetition penalty, temperature, top-k and top-p apply in this order, as in Transformers' ``generate``.
+    Repetition penalty, grammar, temperature, top-k and top-p apply in this order, as in Transformers' ``generate``.
 
     Args:
-        logits: float32, (R, vocabulary); overwritten where rows have a repetition penalty.
+        logits: float32, (R, vocabulary); overwritten where rows have a repetition penalty or a grammar.
         rows: R samplers.
 
     Returns:
-        R tokens, or the error of a row whose logits are not finite.
+        R tokens, or the error of a row whose logits are not finite or whose grammar cannot be followed.
     """
     for row, row_logits in zip(rows, logits, strict=True):
         if row.seen is not None:
             _penalise(row_logits, row.seen, row.params.repetition_penalty)
+    refused = _constrain(logits, rows)
     highest, greedy = logits.max(dim=-1)
     tokens: list[int] = greedy.tolist()
     for indices in _groups(rows):
         drawn = _draw(logits[indices], [rows[i] for i in indices])
         for index, token in zip(indices, drawn, strict=True):
             tokens[index] = token
-    return [
+    finite = [
         token if math.isfinite(value) else SamplingError("the row's logits are not finite")
         for token, value in zip(tokens, highest.tolist(), strict=True)
     ]
+    return [refused.get(index, token) for index, token in enumerate(finite)]
+
+
+def _constrain(logits: torch.Tensor, rows: Sequence[RowSampler]) -> dict[int, InvalidRequestError]:
+    """Leave to each row what its grammar allows, in place, with one copy to the device for all of them.
+
+    On CUDA the model's kernels are still running while the host finds out what is allowed.
+
+    Returns:
+        the errors of rows whose grammar cannot be followed, by index; their logits stay as they are.
+    """
+    masks: dict[int, NDArray[np.int32]] = {}
+    refused: dict[int, InvalidRequestError] = {}
+    for index, row in enumerate(rows):
+        if row.grammar is not None:
+            try:
+                masks[index] = row.grammar.allowed()
+            except InvalidRequestError as error:
+                refused[index] = error
+    if masks:
+        words = torch.from_numpy(np.stack(list(masks.values()))).to(logits.device)
+        bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)) & 1
+        forbidden = bits.flatten(1)[:, : logits.shape[-1]] == 0
+        indices = torch.tensor(list(masks), device=logits.device)
+        logits[indices] = logits[indices].masked_fill(forbidden, -math.inf)
+    return refused
 
 
 def _groups(rows: Sequence[RowSampler]) -> list[list[int]]:
