@@ -4,12 +4,13 @@
 
 Makes its own clips (PyAV, H.264; a short piece is encoded and its packets repeated), runs every contender in a process
 of its own, one after the other in turn, and prints medians with their spread. Ratios to `ffmpeg -threads 2 -vf
-fps,scale` on the same cores in the same run are what counts; absolute seconds belong to the machine.
+fps,scale` on the same two cores in the same run are what counts; absolute seconds belong to the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCH = 16
+NUM_CORES = 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ sys.path.insert(0, {root!r})
 import qwen_vl_utils as q
 q.choose_backend({backend!r})
 start = begin()
-video = q.read_video({path!r}, backend={backend!r}, image_patch_size={patch}, num_threads=2)
+video = q.read_video({path!r}, backend={backend!r}, image_patch_size={patch})
 end(start, video.frames.shape)
 """
 
@@ -166,7 +168,7 @@ def run_python(interpreter: str, code: str) -> Run:
 
 def run_ffmpeg(path: Path, rate: float, shape: tuple[int, ...]) -> Run:
     """FFmpeg's own decode, frame rate filter and bicubic scaler, into a pipe that is read and thrown away."""
-    command = ["ffmpeg", "-v", "error", "-threads", "2", "-i", str(path)]
+    command = ["ffmpeg", "-v", "error", "-threads", str(NUM_CORES), "-i", str(path)]
     filters = f"fps={rate:.6f},scale={shape[3]}:{shape[2]}:flags=bicubic"
     command += ["-vf", filters, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
     start = time.perf_counter()
@@ -187,8 +189,9 @@ def _drain(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
     """Read the frames and throw them away; note the process's peak memory meanwhile."""
     assert process.stdout is not None  # noqa: S101 - PIPE was asked for
     while process.stdout.read(2**20):
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peaks.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        with contextlib.suppress(ProcessLookupError):  # it has just ended; the last frames are still in the pipe
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peaks.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep the clips here")
     options = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:NUM_CORES])  # for every contender: processes inherit it
     sys.path.insert(0, str(ROOT))
     from qwen_vl_utils import backend_status
 

@@ -69,8 +69,8 @@ def read_video(
 ) -> SampledVideo:
     """Sample, decode and resize a local video file.
 
-    backend: None takes torchcodec when it loads, else PyAV. num_threads: of the decoder; None takes the cores, fewer
-    for large pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
+    backend: None takes PyAV. num_threads: cores for the decoder; None takes those of this process, fewer for large
+    pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
     ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it.
     max_source_pixels: most height x width of a decoded frame; the size may change in mid-stream.
 
@@ -128,7 +128,7 @@ def plan_for_table(
 
 
 def default_threads(table: FrameTable) -> int:
-    """Decoder threads: the cores that this process may use, at most 8; each thread holds pictures of its own."""
+    """Cores for the decoder: those that this process may use, at most 8; each thread holds pictures of its own."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pixels = table.height * table.width
     most = 8 if pixels <= 1920 * 1088 else 4 if pixels <= 2560 * 1600 else 2

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from qwen_vl_utils import BackendName, backend_status
+
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 120
 STOP_SECONDS = 60
@@ -32,6 +34,12 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("TRU_CI_STRICT") == "1":
         pytest.fail(f"CI promises this: {reason}")
     pytest.skip(reason)
+
+
+def require_reader(name: BackendName) -> None:
+    """Skip, or fail under CI, where a video decoder does not load."""
+    state = backend_status((name,))[name]
+    require(state == "available", f"{state} (torchcodec needs FFmpeg's libraries)")
 
 
 def free_port() -> int:

@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     video_reader: Literal["auto", "torchcodec", "pyav", "torchvision", "decord"] = Field(
         "auto",
         description=(
-            "Video decoder; auto takes torchcodec when it loads, else PyAV. torchvision (up to 0.25) and decord are "
+            "Video decoder; auto takes PyAV, and torchcodec on a card. torchvision (up to 0.25) and decord are "
             "taken only when named here, and installed by you."
         ),
     )

@@ -12,7 +12,7 @@ from qwen_vl_utils.errors import BackendUnavailableError
 from qwen_vl_utils.readers.base import BackendName, FrameLoader, OpenedVideo, VideoReader
 
 __all__ = [
-    "AUTOMATIC_ORDER",
+    "DEFAULT_BACKEND",
     "BackendChoice",
     "BackendName",
     "FrameLoader",
@@ -25,8 +25,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AUTOMATIC_ORDER: tuple[BackendName, ...] = ("torchcodec", "pyav")
-"""decord can hang and torchvision decodes whole files, where it decodes at all: both only when named."""
+DEFAULT_BACKEND: BackendName = "pyav"
+"""It is always there, and passes over what the wanted frames do not need (docs/adr/0007)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +91,21 @@ def _why_not(name: BackendName) -> str | None:
 
 @lru_cache(maxsize=16)
 def choose_backend(requested: str | None = None) -> BackendChoice:
-    """The backend to use: the one asked for, else the first of ``AUTOMATIC_ORDER`` that loads. Logged once.
+    """The backend to use: the one asked for, else ``DEFAULT_BACKEND``. Logged once.
 
     A backend that was asked for and does not load is an error, never another one in silence.
     Raises BackendUnavailableError.
     """
-    choice = _requested(requested) if requested else _automatic()
+    name = _known(requested) if requested else DEFAULT_BACKEND
+    open_reader(name)
+    choice = BackendChoice(name, "asked for" if requested else "the default")
     logger.info("video decoder: %s (%s)", choice.name, choice.reason)
     return choice
 
 
-def _requested(requested: str) -> BackendChoice:
-    if requested not in get_args(BackendName):
-        accepted = ", ".join(get_args(BackendName))
-        raise BackendUnavailableError(f"unknown video decoder {requested!r}; accepted: {accepted}")
-    name: BackendName = next(n for n in _FACTORIES if n == requested)
-    open_reader(name)
-    return BackendChoice(name, "asked for")
-
-
-def _automatic() -> BackendChoice:
-    refused: list[str] = []
-    for name in AUTOMATIC_ORDER:
-        reason = _why_not(name)
-        if reason is None:
-            return BackendChoice(name, "; ".join(refused) or "first choice")
-        refused.append(f"{name} does not load: {reason}")
-    raise BackendUnavailableError("no video decoder loads", cause="; ".join(refused))
+def _known(requested: str) -> BackendName:
+    for name in _FACTORIES:
+        if name == requested:
+            return name
+    accepted = ", ".join(_FACTORIES)
+    raise BackendUnavailableError(f"unknown video decoder {requested!r}; accepted: {accepted}")

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import requests
 from client import TIMEOUT, error_of, events, upload, upload_stream
-from support import ROOT, Server, free_port, start_server
+from support import ROOT, Server, free_port, require_reader, start_server
 
 ROUTES = {
     "/": {"get"},
@@ -159,11 +159,12 @@ def test_a_reader_that_does_not_load_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_reader_is_taken_when_it_is_named(tmp_path: Path, clips: dict[str, Path]) -> None:
-    server = start_server(tmp_path, VIDEO_READER="pyav")
+    require_reader("torchcodec")
+    server = start_server(tmp_path, VIDEO_READER="torchcodec")
     try:
-        assert upload(server.base, clips["one"]).json()["video"]["decoder"] == "pyav"
+        assert upload(server.base, clips["one"]).json()["video"]["decoder"] == "torchcodec"
         pool = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["video"]["pool"]
-        assert (pool["decoder"], pool["device"], pool["decoder_states"]) == ("pyav", "cpu", {"pyav": "available"})
+        assert (pool["decoder"], pool["device"]) == ("torchcodec", "cpu")
     finally:
         server.stop()
 

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from fuzz_files import mutant, whole_files
+from support import require_reader
 
 from tru_vlm.errors import InvalidRequestError, TruError
 from tru_vlm.intake.spool import Spool
@@ -155,8 +156,9 @@ def check_frames(frames: np.ndarray, indices: tuple[int, ...], info: Any) -> Non
     assert info.sample_fps > 0
 
 
-@pytest.fixture(scope="module", params=["auto", "pyav"])
+@pytest.fixture(scope="module", params=["pyav", "torchcodec"])
 def lab(run: Run, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    require_reader(request.param)
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("fuzz")
         (folder / "tmp").mkdir()

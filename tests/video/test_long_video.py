@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from support import require_reader
 from video_clips import Local, write_clip, write_long_clip
 
 from tru_vlm.intake.spool import Spool, SpooledFile
@@ -51,10 +52,11 @@ def spool(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spool]
     run(spool.close())
 
 
-@pytest.fixture(scope="module", params=["auto", "pyav"])
+@pytest.fixture(scope="module", params=["pyav", "torchcodec"])
 def service(
     run: Run, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VideoService]:
+    require_reader(request.param)
     service = VideoService(
         frames_dir=tmp_path_factory.mktemp("frames"),
         frame_cache_bytes=CACHE_BYTES,

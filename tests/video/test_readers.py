@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ROOT, require
+from support import ROOT, require, require_reader
 from video_clips import MEMORY_BYTES, Local, write_clip
 
 import qwen_vl_utils as qwen
 from tru_vlm.video.failures import DecodeSetupError
 from tru_vlm.video.media import EffectiveSampling
-from tru_vlm.video.reader import FramesFile, choose_reader, decoder_states, sample_video
+from tru_vlm.video.reader import FramesFile, choose_reader, sample_video
 
 SAMPLING = EffectiveSampling(kind="video", patch_size=16, min_pixels=1024, max_pixels=16384, fps=5.0, min_frames=4)
 ORACLE = os.environ.get("TRU_ORACLE_PYTHON", "")
@@ -24,7 +24,7 @@ ORACLE = os.environ.get("TRU_ORACLE_PYTHON", "")
 
 @pytest.fixture
 def torchcodec() -> None:
-    require(qwen.backend_status()["torchcodec"] == "available", "torchcodec needs FFmpeg's libraries")
+    require_reader("torchcodec")
 
 
 @pytest.mark.parametrize("options", [{}, {"video_start": 0.7, "video_end": 1.3, "fps": 12.5}])
@@ -57,7 +57,7 @@ async def main(clip, sampling, out, memory_bytes):
     info = await pool.sample(Path(clip), sampling=EffectiveSampling(**json.loads(sampling)), out_path=Path(out))
     stats = pool.stats()
     await pool.close()
-    print(json.dumps([info.decoder, info.notes, info.frames_indices, stats.decoder, stats.decoder_states, num_threads]))
+    print(json.dumps([info.decoder, info.notes, info.frames_indices, stats.decoder, num_threads]))
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -77,7 +77,7 @@ def test_decord_decodes_in_the_pool(clip: Local, tmp_path: Path) -> None:
     ).stdout
     decoder, notes, indices, *stats = json.loads(output)
     assert (decoder, notes) == ("decord", [])
-    assert stats == ["decord", {"decord": "available"}, "1"], "and the template has one thread: it forks"
+    assert stats == ["decord", "1"], "and the template has one thread: it forks"
     other = sample_video(clip.path, SAMPLING, FramesFile(tmp_path / "pyav.npy"), reader="pyav", num_threads=1)
     assert indices == list(other.frames_indices)
     assert np.array_equal(np.load(out), np.load(tmp_path / "pyav.npy"))
@@ -101,7 +101,7 @@ def test_the_device_reaches_the_decoder(
     try:
         for device in ("cpu", "cuda"):
             out = tmp_path / f"{device}.npy"
-            info = sample_video(clip.path, SAMPLING, FramesFile(out), reader="auto", num_threads=1, device=device)
+            info = sample_video(clip.path, SAMPLING, FramesFile(out), reader="torchcodec", num_threads=1, device=device)
             assert (info.decoder, info.notes) == ("torchcodec", ())
     finally:
         qwen.readers.open_reader.cache_clear()
@@ -110,17 +110,9 @@ def test_the_device_reaches_the_decoder(
 
 
 def test_what_is_not_named_is_not_loaded() -> None:
-    states = decoder_states("auto")
-    assert states["pyav"] == "available"
-    assert states["decord"] == states["torchvision"] == "not loaded: only when VIDEO_READER names it"
-    code = "import sys\nfrom tru_vlm.video import reader\nreader.decoder_states('auto')\n"
-    code += "sys.exit(any(name in sys.modules for name in ('decord', 'torchvision')))"
+    code = "import sys\nfrom tru_vlm.video import reader\nassert reader.choose_reader('auto', 'cpu') == 'pyav'\n"
+    code += "sys.exit(any(name in sys.modules for name in ('torchcodec', 'decord', 'torchvision')))"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_named_reader_is_the_only_one_tried() -> None:
-    assert choose_reader("pyav", "cpu") == "pyav"
-    assert decoder_states("pyav") == {"pyav": "available"}
 
 
 def test_on_a_card_nothing_stands_in_for_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:

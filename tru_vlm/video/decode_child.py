@@ -23,11 +23,9 @@ from tru_vlm.video.media import DecodeDevice, EffectiveSampling
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """The loaded libraries and what they said about themselves."""
+    """What decodes; its libraries are loaded."""
 
     name: str
-    states: dict[str, str]
-    reader: str
     device: DecodeDevice
     num_threads: int
 
@@ -49,7 +47,7 @@ class Decoder:
             path,
             sampling,
             target,
-            reader=self.reader,
+            reader=self.name,
             num_threads=self.num_threads,
             device=self.device,
             max_source_pixels=limit,
@@ -71,7 +69,7 @@ def serve(channel: socket.socket, decoder: Decoder, *, memory_bytes: int) -> int
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must be told why there is no child
         send(channel, unready(error))
         return 1
-    send(channel, {"ready": True, "pid": os.getpid(), "decoder": decoder.name, "states": decoder.states})
+    send(channel, {"ready": True, "pid": os.getpid(), "decoder": decoder.name})
     with channel.makefile("rb") as lines:
         for line in lines:
             if not _serve_one(channel, decoder, json.loads(line)):

@@ -46,6 +46,9 @@ INHERITED_VARIABLES = (
 )
 """What a decode process sees of the environment: no keys, no proxies."""
 
+_THREADS_PER_CORE = 2
+"""Of a decoder: see qwen_vl_utils.readers.pyav."""
+
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The template forks, which copies one thread only: no library may start others in it."""
 
@@ -62,7 +65,6 @@ class DecodePoolStats:
         num_restarts: processes started in place of another one.
         decoder: the reader in use; empty before the first process is ready.
         device: where it decodes: "cpu" or "cuda".
-        decoder_states: every decoder: "available", or why not.
     """
 
     num_processes: int
@@ -74,7 +76,6 @@ class DecodePoolStats:
     num_restarts: int
     decoder: str
     device: DecodeDevice
-    decoder_states: dict[str, str]
 
 
 class DecodePool:
@@ -100,7 +101,7 @@ class DecodePool:
             memory_bytes: address space of one process; with CUDA its own memory.
             reader: which decoder.
             device: where it decodes.
-            num_threads: threads of one process; the cores shared out among the processes by default.
+            num_threads: cores for one process; by default they are shared out among the processes.
             max_source_pixels: largest image or frame that is decoded, whatever its header says.
             max_video_seconds: longest video that is decoded, whatever its header says.
         """
@@ -108,7 +109,7 @@ class DecodePool:
         self._max_source_pixels = max_source_pixels
         self._max_video_seconds = max_video_seconds
         threads = num_threads or max(1, _num_cores() // processes)
-        self._cpu_seconds = timeout_seconds * (threads + 1)
+        self._cpu_seconds = timeout_seconds * (_THREADS_PER_CORE * threads + 1)
         limits = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads))
         self._nursery = Nursery((*limits, "--reader", reader, "--device", device), _environment())
         self._device = device
@@ -120,7 +121,6 @@ class DecodePool:
         self._is_closed = False
         self._num_waiting = self._num_decoded = self._num_failed = self._num_killed = self._num_started = 0
         self._decoder = ""
-        self._decoder_states: dict[str, str] = {}
 
     async def start(self) -> None:
         """Start every process and wait until each has loaded its libraries.
@@ -171,7 +171,6 @@ class DecodePool:
             num_restarts=max(0, self._num_started - len(self._slots)),
             decoder=self._decoder,
             device=self._device,
-            decoder_states=self._decoder_states,
         )
 
     async def probe(self, path: Path, *, kind: MediaKind) -> MediaProbe:
@@ -277,7 +276,7 @@ class DecodePool:
         """
         self._num_started += 1
         child, greeting = await self._nursery.child()
-        self._decoder, self._decoder_states = greeting["decoder"], greeting["states"]
+        self._decoder = greeting["decoder"]
         return child
 
     def end(self, child: DecodeProcess) -> asyncio.Task[None]:

@@ -74,9 +74,7 @@ def _load(reader_setting: str, device: DecodeDevice, *, num_threads: int) -> Dec
 
     av.logging.set_level(None)
     Image.preinit()
-    name = reader.choose_reader(reader_setting, device)
-    states = reader.decoder_states(reader_setting)
-    return Decoder(name=name, states=states, reader=reader_setting, device=device, num_threads=num_threads)
+    return Decoder(name=reader.choose_reader(reader_setting, device), device=device, num_threads=num_threads)
 
 
 class Template:

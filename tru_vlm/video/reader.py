@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 import qwen_vl_utils as qwen
 from qwen_vl_utils.constants import TOTAL_PIXELS_SHARE
-from qwen_vl_utils.readers import AUTOMATIC_ORDER
+from qwen_vl_utils.readers import DEFAULT_BACKEND
 from qwen_vl_utils.readers import torchcodec as torchcodec_reader
 from tru_vlm.paths import STATIC_DIR
 from tru_vlm.video.failures import DecodeFailure, DecodeSetupError, too_long
@@ -82,29 +82,19 @@ class FramesFile:
         yield np.memmap(self.path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
 
 
-def decoder_states(reader: str) -> dict[str, str]:
-    """Each decoder's state here: "available", or why not.
-
-    Beside a named one no other is tried, and the automatic choice tries no other than its own: loading takes long, and
-    libraries that bring an FFmpeg of their own do not belong into a process that does not use them.
-    """
-    if reader != "auto":
-        return {reader: "available"}
-    tried = qwen.backend_status(AUTOMATIC_ORDER)
-    return {name: tried.get(name, "not loaded: only when VIDEO_READER names it") for name in get_args(qwen.BackendName)}
-
-
 def choose_reader(reader: str, device: str) -> str:
-    """The decoder that will be used for the settings' values; its library is loaded.
+    """The decoder that the settings' values mean; its library is loaded, and no other one's.
 
     Raises:
         DecodeSetupError: it does not load here.
     """
-    wanted = "torchcodec" if device == "cuda" and reader == "auto" else reader
+    wanted = reader
+    if reader == "auto":
+        wanted = "torchcodec" if device == "cuda" else DEFAULT_BACKEND
     try:
-        return qwen.choose_backend(None if wanted == "auto" else wanted).name
+        return qwen.choose_backend(wanted).name
     except qwen.BackendUnavailableError as error:
-        if wanted != reader:
+        if reader == "auto":
             raise DecodeSetupError(_refusal("VIDEO_DECODE_DEVICE", device, error)) from error
         loading = [name for name, state in qwen.backend_status().items() if state == "available"]
         text = f"{_refusal('VIDEO_READER', reader, error)} What loads here: {', '.join(loading)}."
@@ -265,7 +255,7 @@ def sample_video(
             sampled = qwen.decode_plan(
                 table,
                 plan,
-                backend=None if reader == "auto" else reader,
+                backend=reader,
                 num_threads=num_threads,
                 device=device,
                 max_source_pixels=max_source_pixels,
