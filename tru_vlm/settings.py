@@ -48,6 +48,9 @@ class Settings(BaseSettings):
         description="Type of the text layers' weights: int4 and int8 by bitsandbytes, fp8 on CUDA cards from 8.9 on.",
     )
     use_flash_attn: bool = Field(True, description="Use flash-attn 2 on CUDA when it is installed; else SDPA.")
+    cuda_graphs: bool = Field(
+        True, description="On CUDA, replay decode steps as CUDA graphs, captured at the start. Not yet tried on a card."
+    )
     vllm_gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Share of a GPU's memory that vLLM takes."
     )

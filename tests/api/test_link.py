@@ -13,7 +13,7 @@ from tru_vlm.engine.base import EngineDescription, EngineStats, TokenEvent
 from tru_vlm.types import GenerationParams, WorkerRequest
 
 STATS = EngineStats(0, 0, 0, 0, 0, 0, 0, 0)
-DESCRIPTION = EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "none", 1, 4, 4, 1, {})
+DESCRIPTION = EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "", "none", 1, 4, 4, 1, {})
 HELLO = Hello(0, 1, DESCRIPTION, STATS)
 
 

@@ -212,7 +212,7 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
     clip = encode(ClipSpec(events=(Event("red", "circle", "moves left"),), duration_seconds=8.0), tmp_path / "clip.mp4")
     stats = replace(EngineStats(0, 0, 0, 0, 0, 0, 0, 0), kv_cache_tokens=160)
     hello = Hello(
-        0, 1, EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "none", 1, 4, 4, 1, {}), stats
+        0, 1, EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "", "none", 1, 4, 4, 1, {}), stats
     )
     configuration = Settings(_env_file=None, storage_dir=tmp_path / "storage", decode_processes=1)
     service = InferenceService(configuration, profile, tmp_path, num_workers=1)

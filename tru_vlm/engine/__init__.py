@@ -33,5 +33,6 @@ def create_engine(settings: Settings, device: str) -> Engine:
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
+        cuda_graphs=settings.cuda_graphs,
     )
     return HfEngine.load(config)

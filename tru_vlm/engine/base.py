@@ -144,6 +144,7 @@ class EngineDescription:
         model_path, model_type: the checkpoint's place and family.
         device, dtype: where it runs, and in which type it computes.
         attention, attention_reason: the kernel, and why it.
+        decoding: how steps run that only continue answers, and why so.
         quantization: "none", what was asked for, or what the checkpoint itself is.
         num_parameters: of the whole model.
         full_weight_bytes: what the weights would take unquantized, in ``dtype``.
@@ -159,6 +160,7 @@ class EngineDescription:
     dtype: str
     attention: str
     attention_reason: str
+    decoding: str
     quantization: str
     num_parameters: int
     full_weight_bytes: int

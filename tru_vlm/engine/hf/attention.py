@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tru_vlm.engine.hf.decode_attention import DecodeLayout, attend_decode
 from tru_vlm.engine.hf.kv_cache import KvCache
 from tru_vlm.engine.hf.vision import FRAME_ATTENTION, frame_attention
 
@@ -71,12 +72,16 @@ class AttentionPlan:
         new_slots: int64, (N,): where the step's N packed tokens go in the cache.
         rows: the sequences, in the order of their tokens; for SDPA, row by row.
         varlen: the sequences for flash-attn, all at once; None takes ``rows``.
+        decode: sequences with one token in this step, all at once, where their kernel runs; ``rows`` has the others.
+        decode_at: int64: which of the packed tokens theirs are; None: all of them.
     """
 
     cache: KvCache
     new_slots: torch.Tensor
     rows: Sequence[AttentionRow] = ()
     varlen: VarlenLayout | None = None
+    decode: DecodeLayout | None = None
+    decode_at: torch.Tensor | None = None
 
 
 def register_attention() -> None:
@@ -118,7 +123,28 @@ def paged_attention(
     packed = query[0].transpose(0, 1)  # (N, num_heads, head_dim)
     if attention_plan.varlen is not None:
         return _attend_packed(packed, keys, values, attention_plan.varlen, scaling).unsqueeze(0), None
-    return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
+    if attention_plan.decode is None:
+        return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
+    if attention_plan.decode_at is None:
+        return attend_decode(packed, keys, values, attention_plan.decode, scaling=scaling).unsqueeze(0), None
+    return _attend_mixed(packed, keys, values, attention_plan, scaling).unsqueeze(0), None
+
+
+def _attend_mixed(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan, scaling: float
+) -> torch.Tensor:
+    """Prefill chunks row by row, the other sequences at once; (N, num_heads, head_dim)."""
+    assert plan.decode is not None  # noqa: S101 - else nothing is mixed
+    assert plan.decode_at is not None  # noqa: S101 - the same
+    output = torch.empty_like(query)
+    single = attend_decode(query.index_select(0, plan.decode_at), keys, values, plan.decode, scaling=scaling)
+    output.index_copy_(0, plan.decode_at, single)
+    chunks = _attend_rows(query, keys, values, plan.rows, scaling)
+    begin = 0
+    for row in plan.rows:
+        output[row.start : row.start + row.num_queries] = chunks[begin : begin + row.num_queries]
+        begin += row.num_queries
+    return output
 
 
 def _attend_rows(

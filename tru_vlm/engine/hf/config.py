@@ -27,6 +27,8 @@ class EngineConfig:
         block_tokens: tokens in a block of the KV cache.
         prefix_cache: keep the KV cache's content of finished requests, and share it between requests that begin alike.
         feature_cache_bytes: most bytes of vision features that are kept on the device; 0 keeps none.
+        cuda_graphs: replay decode steps as CUDA graphs.
+        batched_decode: attend to all decoding rows at once; None does so on CUDA.
     """
 
     model_path: str
@@ -41,3 +43,5 @@ class EngineConfig:
     block_tokens: int = 16
     prefix_cache: bool = True
     feature_cache_bytes: int = 256 << 20
+    cuda_graphs: bool = True
+    batched_decode: bool | None = None

@@ -20,6 +20,7 @@ from tru_vlm.engine.base import (
     TokenEvent,
 )
 from tru_vlm.engine.hf.config import EngineConfig
+from tru_vlm.engine.hf.decode_attention import check_attend_decode
 from tru_vlm.engine.hf.detokenizer import byte_table
 from tru_vlm.engine.hf.feature_cache import FeatureCache
 from tru_vlm.engine.hf.grammar import Grammars
@@ -60,8 +61,6 @@ class HfEngine:
             use_flash_attn=config.use_flash_attn,
             dtype=choose_dtype(config.dtype, config.device),
         )
-        self._description = _describe(model, profile, config, self._attention)
-        _log_choices(self._description)
         self._vocabulary = int(model.config.text_config.vocab_size)
         self._byte_table = byte_table(profile.tokenizer)
         self._grammars = Grammars(
@@ -72,11 +71,16 @@ class HfEngine:
         )
         blocks = _block_manager(model, profile, config)
         shape = _kv_shape(model)
-        cache = KvCache(shape, blocks.capacity_tokens, config.device)
-        self._runner = ModelRunner(model, cache, config.device, self._attention.kernel)
+        cache = KvCache(shape, blocks.capacity_tokens + config.block_tokens, config.device)
+        self._runner = ModelRunner(
+            model, cache, config.device, self._attention.kernel, block_tokens=config.block_tokens
+        )
         encoder = VisionEncoder(model.model.visual, profile, config.device)
         self._features = FeatureCache(encoder, config.feature_cache_bytes)
         self._blocks = blocks
+        decoding = _prepare_decoding(self._runner, model, config, blocks=blocks, context_tokens=profile.context_tokens)
+        self._description = _describe(model, profile, config, attention=self._attention, decoding=decoding)
+        _log_choices(self._description)
         self._block_bytes = config.block_tokens * shape.token_bytes
         self._scheduler = Scheduler(
             blocks=blocks,
@@ -334,7 +338,35 @@ def _block_manager(model: Any, profile: ModelProfile, config: EngineConfig) -> B
     return BlockManager(tokens // config.block_tokens, config.block_tokens)
 
 
-def _describe(model: Any, profile: ModelProfile, config: EngineConfig, attention: AttentionChoice) -> EngineDescription:
+def _prepare_decoding(
+    runner: ModelRunner, model: Any, config: EngineConfig, *, blocks: BlockManager, context_tokens: int
+) -> str:
+    """Choose how decode steps run; returns it as a sentence, for health."""
+    is_cuda = torch.device(config.device).type == "cuda"
+    if not (is_cuda if config.batched_decode is None else config.batched_decode):
+        return "row by row, which is fastest on this device" if not is_cuda else "row by row, as configured"
+    steps = runner.decode_in_batches(
+        max_batch_size=config.max_batch_size, max_sequence_tokens=context_tokens, spare_block=blocks.num_blocks
+    )
+    if not is_cuda:
+        return "all rows at once"
+    try:
+        text = model.config.text_config
+        check_attend_decode(text.num_attention_heads, _kv_shape(model), config.block_tokens, config.device)
+        if not config.cuda_graphs:
+            return "all rows at once; CUDA_GRAPHS=false"
+        steps.capture()
+    except Exception as error:
+        log.exception("decode steps stay row by row, which is slower")
+        runner.decode_row_by_row()
+        _release_memory(config.device)
+        return f"row by row: {error}"
+    return f"CUDA graphs for {', '.join(map(str, steps.sizes))} rows"
+
+
+def _describe(
+    model: Any, profile: ModelProfile, config: EngineConfig, *, attention: AttentionChoice, decoding: str
+) -> EngineDescription:
     dtype = choose_dtype(config.dtype, config.device)
     weights = report_weights(model, dtype)
     own = checkpoint_quantization(model.config)
@@ -346,6 +378,7 @@ def _describe(model: Any, profile: ModelProfile, config: EngineConfig, attention
         dtype=str(dtype).removeprefix("torch."),
         attention=attention.kernel,
         attention_reason=attention.reason,
+        decoding=decoding,
         quantization=f"{own} (the checkpoint's own)" if own else config.quantization,
         num_parameters=weights.num_parameters,
         full_weight_bytes=weights.full_bytes,
@@ -356,7 +389,7 @@ def _describe(model: Any, profile: ModelProfile, config: EngineConfig, attention
 
 
 def _log_choices(chosen: EngineDescription) -> None:
-    log.info("attention: %s, because %s", chosen.attention, chosen.attention_reason)
+    log.info("attention: %s, because %s; decode steps: %s", chosen.attention, chosen.attention_reason, chosen.decoding)
     log.info(
         "weights: %s, quantization %s, %.1f MiB (unquantized %.1f MiB)",
         chosen.dtype,

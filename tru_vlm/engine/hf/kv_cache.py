@@ -235,7 +235,10 @@ class KvShape:
 
 
 class KvCache:
-    """Keys and values of every layer, each (num_slots, num_kv_heads, head_dim)."""
+    """Keys and values of every layer, each (num_slots, num_kv_heads, head_dim).
+
+    The last block's worth of slots belongs to no sequence: ``decode_steps`` writes there what nobody reads.
+    """
 
     def __init__(self, shape: KvShape, num_slots: int, device: str) -> None:
         # On a host, memory that is not written to is not taken (zeroing would write to all of it), and attention

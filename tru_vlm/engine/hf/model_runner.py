@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from tru_vlm.engine.hf.attention import AttentionKernel, AttentionPlan, AttentionRow, VarlenLayout
+from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
+from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
 from tru_vlm.engine.hf.vision import VisualFeatures
 
@@ -46,9 +48,17 @@ class RowInput:
 
 
 class ModelRunner:
-    """Owns the language model and its cache."""
+    """Owns the language model and its cache.
 
-    def __init__(self, model: Any, cache: KvCache, device: str, kernel: AttentionKernel) -> None:
+    Args:
+        model: the whole model.
+        cache: of keys and values.
+        device: where they are.
+        kernel: what attends to prefill chunks.
+        block_tokens: tokens in a block of the cache.
+    """
+
+    def __init__(self, model: Any, cache: KvCache, device: str, kernel: AttentionKernel, *, block_tokens: int) -> None:
         self._language_model = model.model.language_model
         self._embed_tokens = model.get_input_embeddings()
         self._lm_head = model.lm_head
@@ -56,6 +66,45 @@ class ModelRunner:
         self._cache = cache
         self._device = device
         self._kernel = kernel
+        self._block_tokens = block_tokens
+        self._decode_steps: DecodeSteps | None = None
+
+    def decode_in_batches(self, *, max_batch_size: int, max_sequence_tokens: int, spare_block: int) -> DecodeSteps:
+        """From now on, attend to all decoding rows at once, and run steps of nothing else in fixed shapes.
+
+        Args:
+            max_batch_size: most rows.
+            max_sequence_tokens: most tokens of a row.
+            spare_block: a block that belongs to no sequence.
+
+        Returns:
+            those steps, to be captured.
+        """
+        self._decode_steps = DecodeSteps(
+            self._decode,
+            max_batch_size=max_batch_size,
+            max_blocks=-(-max_sequence_tokens // self._block_tokens),
+            block_tokens=self._block_tokens,
+            spare_block=spare_block,
+            num_kv_heads=self._cache.keys[0].shape[1],
+            device=self._device,
+        )
+        return self._decode_steps
+
+    def decode_row_by_row(self) -> None:
+        """Undo :meth:`decode_in_batches`."""
+        self._decode_steps = None
+
+    def _decode(self, step: StepInput) -> torch.Tensor:
+        """Logits (B, vocabulary), float32, of one token of each row; nothing here waits for the device."""
+        hidden = self._language_model(
+            inputs_embeds=self._embed_tokens(step.token_ids)[None],
+            position_ids=step.positions[:, None],
+            use_cache=False,
+            attention_plan=AttentionPlan(self._cache, step.slots, decode=step.attention),
+        ).last_hidden_state[0]
+        logits: torch.Tensor = self._lm_head(hidden).float()
+        return logits
 
     def run(self, rows: Sequence[RowInput]) -> torch.Tensor | None:
         """Advance the rows: their keys and values go into the cache.
@@ -65,6 +114,10 @@ class ModelRunner:
         Returns:
             logits of the rows that sample, in their order, float32, (R, vocabulary); None when R is 0.
         """
+        if self._decode_steps is not None:
+            decoding = [row for row in map(_decode_row, rows) if row is not None]
+            if len(decoding) == len(rows):
+                return self._decode_steps.run(decoding)
         ends = list(itertools.accumulate(row.num_tokens for row in rows))
         starts = [0, *ends[:-1]]
         token_ids, positions, slots = self._packed(rows, starts)
@@ -102,8 +155,24 @@ class ModelRunner:
     def _attention_plan(self, rows: Sequence[RowInput], starts: Sequence[int], slots: torch.Tensor) -> AttentionPlan:
         if self._kernel == "flash_attention_2":
             return AttentionPlan(self._cache, slots, varlen=self._varlen_layout(rows))
-        attention_rows = [self._attention_row(row, start) for row, start in zip(rows, starts, strict=True)]
-        return AttentionPlan(self._cache, slots, attention_rows)
+        placed = list(zip(rows, starts, strict=True))
+        if self._decode_steps is None:
+            return AttentionPlan(self._cache, slots, [self._attention_row(row, start) for row, start in placed])
+        chunks = [self._attention_row(row, start) for row, start in placed if row.num_tokens > 1]
+        single = [(row, start) for row, start in placed if row.num_tokens == 1]
+        if not single:
+            return AttentionPlan(self._cache, slots, chunks)
+        at = torch.tensor([start for _, start in single], device=self._device)
+        layout = self._decode_layout([row for row, _ in single])
+        return AttentionPlan(self._cache, slots, chunks, decode=layout, decode_at=at if chunks else None)
+
+    def _decode_layout(self, rows: Sequence[RowInput]) -> DecodeLayout:
+        tables = np.zeros((len(rows), max(row.table.num_blocks for row in rows)), dtype=np.int32)
+        for table, row in zip(tables, rows, strict=True):
+            table[: row.table.num_blocks] = row.table.blocks
+        lengths = torch.tensor([row.num_cached_tokens + 1 for row in rows], device=self._device)
+        splits = num_splits_for(len(rows), self._cache.keys[0].shape[1], self._device)
+        return DecodeLayout(torch.from_numpy(tables).to(self._device), lengths, self._block_tokens, splits)
 
     def _varlen_layout(self, rows: Sequence[RowInput]) -> VarlenLayout:
         num_queries = [row.num_tokens for row in rows]
@@ -154,3 +223,10 @@ class ModelRunner:
         mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=self._device)
         mask[0, on_device] = True
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
+
+
+def _decode_row(row: RowInput) -> DecodeRow | None:
+    """A row that goes on with one token of its answer; None for the last token of a prompt, whose position differs."""
+    if not isinstance(row.token_ids, int) or not isinstance(row.positions, int):
+        return None
+    return DecodeRow(row.token_ids, row.positions, row.num_cached_tokens + 1, row.table)
