@@ -84,12 +84,21 @@ def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
     """
     model_config = AutoConfig.from_pretrained(profile.resolved_path, trust_remote_code=False)
     check_quantization(config.quantization, config.device, checkpoint_method=checkpoint_quantization(model_config))
-    register_attention()
     transformers_logging.disable_progress_bar()  # a server's log is no terminal
     dtype = choose_dtype(config.dtype, config.device)
     model = AutoModelForImageTextToText.from_pretrained(
         profile.resolved_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
     )
+    return prepare_model(model, config)
+
+
+def prepare_model(model: Any, config: EngineConfig) -> Any:
+    """Make one of Transformers' models call our attention functions, quantize it, and put it on the device.
+
+    Raises:
+        QuantizationError: if the weights cannot be quantized as asked for.
+    """
+    register_attention()
     model.set_attn_implementation({"text_config": PAGED_ATTENTION, "vision_config": FRAME_ATTENTION})
     visual = model.model.visual
     visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
