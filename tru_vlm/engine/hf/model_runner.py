@@ -19,6 +19,7 @@ from tru_vlm.engine.hf.attention import AttentionKernel, AttentionPlan, Attentio
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
 from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
+from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision import VisualFeatures
 
 
@@ -149,7 +150,7 @@ class ModelRunner:
             packed[0, start:end] = row.token_ids
             packed[1:4, start:end] = row.positions
             packed[4, start:end] = row.table.slots[row.num_cached_tokens : row.num_cached_tokens + row.num_tokens]
-        on_device = torch.from_numpy(packed).to(self._device)  # one copy for all of them
+        on_device = to_device(torch.from_numpy(packed), self._device)  # one copy for all of them
         return on_device[0], on_device[1:4], on_device[4]
 
     def _attention_plan(self, rows: Sequence[RowInput], starts: Sequence[int], slots: torch.Tensor) -> AttentionPlan:
@@ -162,7 +163,7 @@ class ModelRunner:
         single = [(row, start) for row, start in placed if row.num_tokens == 1]
         if not single:
             return AttentionPlan(self._cache, slots, chunks)
-        at = torch.tensor([start for _, start in single], device=self._device)
+        at = to_device(torch.tensor([start for _, start in single]), self._device)
         layout = self._decode_layout([row for row, _ in single])
         return AttentionPlan(self._cache, slots, chunks, decode=layout, decode_at=at if chunks else None)
 
@@ -170,22 +171,22 @@ class ModelRunner:
         tables = np.zeros((len(rows), max(row.table.num_blocks for row in rows)), dtype=np.int32)
         for table, row in zip(tables, rows, strict=True):
             table[: row.table.num_blocks] = row.table.blocks
-        lengths = torch.tensor([row.num_cached_tokens + 1 for row in rows], device=self._device)
+        lengths = to_device(torch.tensor([row.num_cached_tokens + 1 for row in rows]), self._device)
         splits = num_splits_for(len(rows), self._cache.keys[0].shape[1], self._device)
-        return DecodeLayout(torch.from_numpy(tables).to(self._device), lengths, self._block_tokens, splits)
+        return DecodeLayout(to_device(torch.from_numpy(tables), self._device), lengths, self._block_tokens, splits)
 
     def _varlen_layout(self, rows: Sequence[RowInput]) -> VarlenLayout:
         num_queries = [row.num_tokens for row in rows]
         num_keys = [row.num_cached_tokens + row.num_tokens for row in rows]
         key_slots = np.concatenate([row.table.slots[:count] for row, count in zip(rows, num_keys, strict=True)])
         bounds = np.cumsum([[0, *num_queries], [0, *num_keys]], axis=1).astype(np.int32)
-        on_device = torch.from_numpy(bounds).to(self._device)
+        on_device = to_device(torch.from_numpy(bounds), self._device)
         return VarlenLayout(
             query_starts=on_device[0],
             key_starts=on_device[1],
             max_queries=max(num_queries),
             max_keys=max(num_keys),
-            key_slots=torch.from_numpy(key_slots).to(self._device),
+            key_slots=to_device(torch.from_numpy(key_slots), self._device),
         )
 
     def _attention_row(self, row: RowInput, start: int) -> AttentionRow:
@@ -196,7 +197,7 @@ class ModelRunner:
             num_queries=row.num_tokens,
             num_keys=num_keys,
             first_slot=int(row.table.slots[0]) if contiguous else None,
-            slots=None if contiguous else torch.from_numpy(row.table.slots[:num_keys]).to(self._device),
+            slots=None if contiguous else to_device(torch.from_numpy(row.table.slots[:num_keys]), self._device),
             mask=self._mask(row) if row.num_tokens > 1 and row.num_cached_tokens else None,
         )
 
@@ -218,7 +219,7 @@ class ModelRunner:
         indices = np.concatenate(
             [row.visual_indices + start for row, start in placed if row.visual_indices is not None]
         )
-        on_device = torch.from_numpy(indices).to(self._device)
+        on_device = to_device(torch.from_numpy(indices), self._device)
         embeddings[0].index_copy_(0, on_device, features.embeddings.to(embeddings.dtype))
         mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=self._device)
         mask[0, on_device] = True

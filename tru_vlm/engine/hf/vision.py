@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from tru_vlm.engine.base import MediaInput
+from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.processor.patches import patchify
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt
@@ -144,7 +145,7 @@ class VisionEncoder:
         )
         height, width = media.frames.shape[2] // profile.patch_size, media.frames.shape[3] // profile.patch_size
         output = self._visual(
-            patches.to(self._device),
+            to_device(patches, self._device),
             grid_thw=torch.tensor([[stop - start, height, width]], device=self._device),
             # One segment for Transformers: frame_attention splits it, without a loop over frames.
             cu_seqlens=torch.tensor([0, len(patches)], dtype=torch.int32, device=self._device),
