@@ -33,6 +33,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS, FPS, NUM_FRAMES = 10.0, 2.0, 20
 MAX_TOKENS = 64
 PROMPT = "Describe the video second by second."  # its answer has more than MAX_TOKENS tokens
+# `python -m http.server` lets five connections wait, and drops the next: its client comes again after a second.
+CLIP_SERVER = """
+import functools, http.server, sys
+http.server.ThreadingHTTPServer.request_queue_size = 128
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[2])
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
+"""
 SCENARIOS = {
     "distinct": "a new video each time",
     "same": "the same question about the same video",
@@ -91,7 +98,7 @@ def _with_silence(source: Path, target: Path) -> None:
 def clip_server(folder: Path) -> Iterator[str]:
     """The clips over HTTP on loopback."""
     port = contenders.free_port()
-    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    command = [sys.executable, "-c", CLIP_SERVER, str(port), str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         base = f"http://127.0.0.1:{port}"

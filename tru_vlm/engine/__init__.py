@@ -7,7 +7,7 @@ from tru_vlm.settings import Settings
 
 
 def create_engine(settings: Settings, device: str) -> Engine:
-    """Load the model and make it ready.
+    """Load the model and make it ready, in a process that is the engine's own: it chooses PyTorch's threads.
 
     Args:
         settings: the server's configuration.
@@ -20,7 +20,10 @@ def create_engine(settings: Settings, device: str) -> Engine:
         raise ValueError("MODEL_BACKEND=vllm: this version has no vllm backend yet. Accepted: hf.")
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
+    from tru_vlm.engine.hf.loading import leave_a_core
 
+    if device == "cpu":
+        leave_a_core(settings.workers_per_device)
     config = EngineConfig(
         model_path=settings.model_path,
         device=device,
