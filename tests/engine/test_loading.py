@@ -76,8 +76,9 @@ def test_what_was_chosen_is_logged_once_with_its_reason(make_engine, caplog):
     with caplog.at_level(logging.INFO, logger="tru_vlm"):
         engine = make_engine()
         drive(engine, [request("a", max_tokens=2)])
-    attention, weights = (record.getMessage() for record in caplog.records)
+    attention, decoding, weights = (record.getMessage() for record in caplog.records)
     assert attention == "attention: sdpa, because flash-attn needs CUDA; the device is cpu"
+    assert decoding == "decode steps: row by row, which is fastest on this device"
     assert weights.startswith("weights: float32, quantization none, ")
 
 

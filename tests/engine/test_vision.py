@@ -29,6 +29,7 @@ def row_of(profile, *media):
         request("a", *media),
         profile=profile,
         byte_table=[],
+        grammars=None,
         vocabulary=10,
         device="cpu",
         shared_block_tokens=None,

@@ -389,7 +389,8 @@ def _describe(
 
 
 def _log_choices(chosen: EngineDescription) -> None:
-    log.info("attention: %s, because %s; decode steps: %s", chosen.attention, chosen.attention_reason, chosen.decoding)
+    log.info("attention: %s, because %s", chosen.attention, chosen.attention_reason)
+    log.info("decode steps: %s", chosen.decoding)
     log.info(
         "weights: %s, quantization %s, %.1f MiB (unquantized %.1f MiB)",
         chosen.dtype,
