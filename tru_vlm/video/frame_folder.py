@@ -304,38 +304,42 @@ def _lock_shared(path: Path) -> int | None:
     return None
 
 
-def is_used(path: Path) -> bool:
-    """Whether somebody has the file locked."""
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[int | None]:
+    """A descriptor with nobody else's lock on the file; None if it is not there, or somebody has it locked."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        yield None
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = True
     except OSError:
-        return True
+        is_ours = False
+    try:
+        yield fd if is_ours else None
     finally:
         os.close(fd)
-    return False
+
+
+def is_used(path: Path) -> bool:
+    """Whether somebody has the file locked."""
+    with _exclusive(path) as fd:
+        return fd is None and path.exists()
 
 
 def remove_unlocked(path: Path) -> bool:
     """Remove a file that nobody has locked, and its sidecar; whether it was removed."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_ino != path.stat().st_ino:
+    with _exclusive(path) as fd:
+        try:
+            if fd is None or os.fstat(fd).st_ino != path.stat().st_ino:
+                return False
+            path.unlink()
+            if path.suffix == ".npy":
+                path.with_suffix(".json").unlink(missing_ok=True)
+        except OSError:
             return False
-        path.unlink()
-        if path.suffix == ".npy":
-            path.with_suffix(".json").unlink(missing_ok=True)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
     return True
 
 
