@@ -23,7 +23,7 @@ from demo_model.training.vision import pair_tables, train_vision
 NUM_CLIPS = 10_000
 NUM_HELD_OUT = 440
 HELD_OUT_SEED = 5_000_000  # of the clips that the log's evaluations use; the pool's seeds are below
-VISION_ROUNDS = ((1500, 8e-4), (800, 7e-4), (800, 4e-4), (1300, 6e-4))  # steps and highest learning rate
+VISION_ROUNDS = ((1500, 8e-4), (800, 7e-4), (800, 4e-4), (1300, 6e-4), (2800, 6e-4))  # steps, highest learning rate
 RESUME_VISION_ROUNDS = VISION_ROUNDS[-1:]
 RESUME_PEAK = 8e-4  # highest learning rate of the language model when training goes on
 

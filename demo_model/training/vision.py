@@ -69,7 +69,7 @@ def pair_tables(shards: list[Path]) -> list[PairTable]:
     for shard in shards:
         for clip in load_shard(shard):
             grouped.setdefault(clip.frames.shape[1:3], []).append(clip)
-    return [_table(clips) for clips in grouped.values()]
+    return [_table(grouped.pop(size)) for size in list(grouped)]  # frees each group's clips in turn: gigabytes
 
 
 def _table(clips: list[PoolClip]) -> PairTable:
