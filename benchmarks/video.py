@@ -189,7 +189,7 @@ def _drain(process: subprocess.Popen[bytes], peaks: list[int]) -> None:
     """Read the frames and throw them away; note the process's peak memory meanwhile."""
     assert process.stdout is not None  # noqa: S101 - PIPE was asked for
     while process.stdout.read(2**20):
-        with contextlib.suppress(ProcessLookupError):  # it has just ended; the last frames are still in the pipe
+        with contextlib.suppress(OSError):  # it has just ended; the last frames are still in the pipe
             status = Path(f"/proc/{process.pid}/status").read_text()
             peaks.extend(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -152,6 +152,7 @@ def _from_file(
             image_patch_size=image_patch_size,
             backend=FORCE_QWENVL_VIDEO_READER,
             num_threads=torchcodec_num_threads(),
+            arithmetic="float32",
         )
     for note in sampled.notes:
         logger.info("%s: %s", path.name, note)
@@ -219,5 +220,5 @@ def _resized(images: Sequence[Image.Image], ele: Mapping[str, Any], image_patch_
     )
     out = torch.empty((len(images), 3, height, width), dtype=torch.uint8)
     for row, image in zip(out, images, strict=True):
-        resize_into(torch.from_numpy(np.array(image)).permute(2, 0, 1), row)
+        resize_into(torch.from_numpy(np.array(image)).permute(2, 0, 1), row, "float32")
     return out

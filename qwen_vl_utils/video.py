@@ -18,7 +18,7 @@ from qwen_vl_utils.errors import DecodeError, FrameTooLargeError, VideoError
 from qwen_vl_utils.metadata import FrameTable, scan_frames
 from qwen_vl_utils.readers import BackendName, FrameLoader, OpenedVideo, choose_backend, open_reader
 from qwen_vl_utils.readers.pyav import nearest_frames
-from qwen_vl_utils.resize import resize_into
+from qwen_vl_utils.resize import Arithmetic, resize_into
 from qwen_vl_utils.sampling import Note, SamplingOptions, SourceCounts, VideoPlan, plan_video, with_notes
 
 logger = logging.getLogger(__name__)
@@ -66,13 +66,15 @@ def read_video(
     device: str = "cpu",
     out: torch.Tensor | None = None,
     max_source_pixels: int | None = None,
+    arithmetic: Arithmetic = "uint8",
 ) -> SampledVideo:
     """Sample, decode and resize a local video file.
 
     backend: None takes PyAV. num_threads: cores for the decoder; None takes those of this process, fewer for large
     pictures. device: "cuda" decodes on the card (torchcodec). out: uint8 memory of at least
     ``plan.num_bytes`` to write the frames into (shared memory, say) instead of allocating it.
-    max_source_pixels: most height x width of a decoded frame; the size may change in mid-stream.
+    max_source_pixels: most height x width of a decoded frame; the size may change in mid-stream. arithmetic: of the
+    resize; "float32" gives the pixels of the package on PyPI, "uint8" those of Transformers' processor, sooner.
 
     Memory: the output plus a few source frames, whatever the file's length.
     Raises the family of VideoError, each naming the file and the stage.
@@ -84,7 +86,13 @@ def read_video(
     with closing(open_reader(choice.name, device).open(table, num_threads=threads)) as video:
         plan = plan_for_table(table, options, image_patch_size=image_patch_size, average_fps=video.average_fps)
         decode = _Decode(
-            table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
+            table,
+            plan,
+            num_threads=threads,
+            backend=choice.name,
+            out=out,
+            max_source_pixels=max_source_pixels,
+            arithmetic=arithmetic,
         )
         return decode.run(video)
 
@@ -98,6 +106,7 @@ def decode_plan(
     device: str = "cpu",
     out: torch.Tensor | None = None,
     max_source_pixels: int | None = None,
+    arithmetic: Arithmetic = "uint8",
 ) -> SampledVideo:
     """The frames of ``plan``, which ``plan_for_table`` made for ``table``: the same frames from every decoder.
 
@@ -107,7 +116,13 @@ def decode_plan(
     choice = choose_backend(backend)
     threads = num_threads if num_threads is not None else default_threads(table)
     decode = _Decode(
-        table, plan, num_threads=threads, backend=choice.name, out=out, max_source_pixels=max_source_pixels
+        table,
+        plan,
+        num_threads=threads,
+        backend=choice.name,
+        out=out,
+        max_source_pixels=max_source_pixels,
+        arithmetic=arithmetic,
     )
     with closing(open_reader(choice.name, device).open(table, num_threads=threads)) as video:
         return decode.run(video)
@@ -163,6 +178,7 @@ class _Decode:
         backend: BackendName,
         out: torch.Tensor | None,
         max_source_pixels: int | None,
+        arithmetic: Arithmetic,
     ) -> None:
         self.frames = _output(plan, out)
         self.used = list(plan.frames_indices)
@@ -172,6 +188,7 @@ class _Decode:
         self._num_threads = num_threads
         self._backend = backend
         self._max_source_pixels = max_source_pixels
+        self._arithmetic = arithmetic
         self._rows: dict[int, list[int]] = {}
         for row, index in enumerate(plan.frames_indices):
             self._rows.setdefault(index, []).append(row)
@@ -252,7 +269,7 @@ class _Decode:
             raise FrameTooLargeError(text, file=self._table.path)
         self._sizes.add((height, width))
         first, *copies = self._rows[index]
-        resize_into(picture, self.frames[first])
+        resize_into(picture, self.frames[first], self._arithmetic)
         for row in copies:
             self.frames[row] = self.frames[first]
 
