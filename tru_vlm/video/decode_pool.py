@@ -46,9 +46,6 @@ INHERITED_VARIABLES = (
 )
 """What a decode process sees of the environment: no keys, no proxies."""
 
-_THREADS_PER_CORE = 2
-"""Of a decoder: see qwen_vl_utils.readers.pyav."""
-
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The template forks, which copies one thread only: no library may start others in it."""
 
@@ -109,7 +106,7 @@ class DecodePool:
         self._max_source_pixels = max_source_pixels
         self._max_video_seconds = max_video_seconds
         threads = num_threads or max(1, _num_cores() // processes)
-        self._cpu_seconds = timeout_seconds * (_THREADS_PER_CORE * threads + 1)
+        self._cpu_seconds = timeout_seconds * (_num_cores() + 1)  # more than there is: the clock ends first
         limits = ("--memory-bytes", str(memory_bytes), "--num-threads", str(threads))
         self._nursery = Nursery((*limits, "--reader", reader, "--device", device), _environment())
         self._device = device
