@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo_model.generator import ACTIONS, COLOURS, SHAPES, ClipSpec, Event, render_frame
-from demo_model.questions import sentence
+from demo_model.questions import caption
 from tru_vlm.engine.base import FailEvent, MediaInput
 from tru_vlm.engine.hf.grammar import Grammars
 from tru_vlm.engine.hf.sampling import RowSampler, sample
@@ -125,10 +125,10 @@ def test_any_object(shared):
 def test_the_grammar_leaves_the_meaning_to_the_model(shared, profile):
     if not profile.is_demo and "demo_model" not in profile.resolved_path:
         pytest.skip("random weights mean nothing")
-    sentences = [sentence(Event(*words)) for words in itertools.product(COLOURS, SHAPES, ACTIONS)]
+    sentences = [caption([Event(*words)]) for words in itertools.product(COLOURS, SHAPES, ACTIONS)]
     for event in (Event("cyan", "star", "moves left"), Event("purple", "cross", "moves down")):
         item = constrained({"enum": sentences}, clip(event), prompt="What happens in this video?")
-        assert json.loads(drive(shared, [item])["json"].text) == sentence(event)
+        assert json.loads(drive(shared, [item])["json"].text) == caption([event])
 
 
 def test_free_rows_and_constrained_rows_share_a_batch_and_each_has_its_own_text(shared):

@@ -28,13 +28,13 @@ from support import Server, start_server
 from tru_vlm.video.frame_cache import shared_memory_directory
 
 ROWS = 4
-KV_TOKENS = 20_000
-TOO_MANY_TOKENS = 25_000
+KV_TOKENS = 26_000
+TOO_MANY_TOKENS = 28_000
 """An answer that the model's context has room for, and the worker's KV cache has not."""
 LONG = {"max_tokens": 8000, "ignore_eos": "true"}
 """Goes on until it is stopped."""
 SHORT = {"max_tokens": 64}
-FILLING = {"max_tokens": 3000, "ignore_eos": "true"}
+FILLING = {"max_tokens": 6000, "ignore_eos": "true"}
 """Goes on for long; as many as there are rows fit into the KV cache."""
 
 
@@ -479,7 +479,9 @@ def test_continuous_batching_loop_one_add_request_raises(quiet: Server, clips: d
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = start_server(tmp_path_factory.mktemp("two"), WORKERS_PER_DEVICE="2", MAX_BATCH_SIZE="2")
+    running = start_server(
+        tmp_path_factory.mktemp("two"), WORKERS_PER_DEVICE="2", MAX_BATCH_SIZE="2", MAX_NEW_TOKENS="30000"
+    )
     try:
         wait_until(lambda: health(running)["status"] == "ok")
         yield running
@@ -513,7 +515,7 @@ def test_worker_killed(two_workers: Server, clips: dict[str, Path]) -> None:
 
     Ours: they get an `error`, the others go on, the worker restarts, health says so meanwhile.
     """
-    responses = [upload_stream(two_workers.base, clips["two"], max_tokens=1000, ignore_eos="true") for _ in range(4)]
+    responses = [upload_stream(two_workers.base, clips["two"], max_tokens=4000, ignore_eos="true") for _ in range(4)]
     streams = [after_first_delta(response) for response in responses]
     workers = health(two_workers)["workers"]
     assert [worker["num_requests"] for worker in workers] == [2, 2], "a hot video has spread"
