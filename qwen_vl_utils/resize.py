@@ -139,8 +139,8 @@ def resize_into(frame: torch.Tensor, out: torch.Tensor, arithmetic: Arithmetic) 
 
     "float32" rounds half to even and clamps once, at the end: what the package on PyPI does, to the bit. One channel at
     a time: the float copies of a 4K frame then take a third of the memory, at the same speed. "uint8" is torch's kernel
-    with weights of 16 bits, several times cheaper, which Transformers' own video processor uses: it differs by 1 in
-    one value of six, and by more beside the hardest edges, whose overshoot it clamps between the two passes.
+    with weights of 16 bits, several times cheaper, which Transformers' own video processor uses: it differs by 1
+    here and there, and by more beside the hardest edges, whose overshoot it clamps between the two passes.
     """
     if frame.shape == out.shape:
         out.copy_(frame)
