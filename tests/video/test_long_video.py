@@ -113,7 +113,7 @@ def test_two_hours(run: Run, service: VideoService, spool: Spool, long_clip: Loc
             lease = await decoding
         finally:
             beating.cancel()
-        assert heart.num_beats > 20, "the loop went on while the file was decoded"
+        assert heart.num_beats > 5000, "the loop went on while the file was decoded"
         await spool.remove(file)
         assert spool.used_bytes == 0
         check_frames(np.load(lease.ref.path, mmap_mode="r"), lease.ref.frames_indices, lease.ref.timestamps_seconds)
