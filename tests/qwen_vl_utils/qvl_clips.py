@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from encoding import ordinary_scheduling
 
 import qwen_vl_utils
 
@@ -82,7 +83,7 @@ def numbers(frames: torch.Tensor) -> list[int]:
 def write_clip(folder: Path, clip: Clip) -> Path:
     """Encode ``clip`` into ``folder``."""
     path = folder / clip.name
-    with av.open(str(path), "w", options=clip.container_options) as container:
+    with ordinary_scheduling(), av.open(str(path), "w", options=clip.container_options) as container:
         stream = container.add_stream(clip.codec, rate=clip.fps, options=_options(clip))
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format

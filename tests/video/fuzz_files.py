@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from encoding import ordinary_scheduling
 from video_clips import image_bytes
 
 HEAD_BYTES = 1024
@@ -65,7 +66,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
 def _clip(path: Path, recipe: Recipe) -> bytes:
     # bitexact: no random identifiers, no versions.
     options = {"fflags": "+bitexact", **(recipe.container_options or {})}
-    with av.open(str(path), "w", format=recipe.container, options=options) as output:
+    with ordinary_scheduling(), av.open(str(path), "w", format=recipe.container, options=options) as output:
         stream = output.add_stream(recipe.codec, rate=25, options=dict(recipe.options or {}))
         stream.width = stream.height = SIDE
         stream.pix_fmt = recipe.pixel_format
