@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +226,7 @@ class _Decode:
             notes=plan.notes + tuple(self.notes),
         )
 
-    def _fill(self, jobs: Iterator[_Job]) -> set[int]:
+    def _fill(self, jobs: Generator[_Job]) -> set[int]:
         """Convert and resize ``jobs`` on a second thread while this one decodes on. Returns the indices done."""
         waiting: queue.Queue[_Job | None] = queue.Queue(maxsize=_FRAMES_IN_FLIGHT)
         failure: list[BaseException] = []
@@ -254,6 +254,7 @@ class _Decode:
                     break
                 waiting.put(job)
         finally:
+            jobs.close()
             waiting.put(None)
             worker.join()
             torch.set_num_threads(torch_threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -24,10 +24,11 @@ class OpenedVideo(Protocol):
         """Frames over duration as this decoder's FFmpeg tells them; versions differ in how long a last frame lasts."""
         ...
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, FrameLoader]]:
+    def frames(self, indices: Sequence[int]) -> Generator[tuple[int, FrameLoader]]:
         """The frames ``indices`` (ascending, each once), in any order, as (index, loader).
 
-        An index that cannot be decoded is left out: the caller decides what a gap means. Holds a few frames at most.
+        An index that cannot be decoded is left out: the caller decides what a gap means. Holds a few frames at most,
+        and lets go of them, and of its threads, when it is closed.
         """
         ...
 

@@ -7,7 +7,7 @@ nobody. So its files are read from the first frame to the last wanted one: right
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -92,7 +92,7 @@ class DecordVideo:
         """Let go of the file."""
         self._reader = None
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, FrameLoader]]:
+    def frames(self, indices: Sequence[int]) -> Generator[tuple[int, FrameLoader]]:
         """See ``OpenedVideo``."""
         if self._reader is None:
             return

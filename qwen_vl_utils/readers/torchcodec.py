@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +92,7 @@ class TorchCodecVideo:
         """Let go of the file."""
         self._decoder = None
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, FrameLoader]]:
+    def frames(self, indices: Sequence[int]) -> Generator[tuple[int, FrameLoader]]:
         """See ``OpenedVideo``."""
         decoder = self._decoder
         if decoder is None:

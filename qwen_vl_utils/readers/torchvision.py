@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ class TorchVisionVideo:
     def close(self) -> None:
         """Nothing stays open between calls."""
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, FrameLoader]]:
+    def frames(self, indices: Sequence[int]) -> Generator[tuple[int, FrameLoader]]:
         """See ``OpenedVideo``."""
         # read_video finds frames by their time, in the first video stream.
         if self._table.is_counted or self._table.probe.num_video_streams > 1:

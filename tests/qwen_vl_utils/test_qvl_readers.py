@@ -1,7 +1,9 @@
 """Choice of the decoder and what it decodes."""
 
+import itertools
 import os
 import sys
+import threading
 import types
 from dataclasses import replace
 
@@ -11,8 +13,10 @@ from qvl_clips import Clip, numbers
 
 from qwen_vl_utils import BackendUnavailableError, SamplingOptions, read_video, scan_frames
 from qwen_vl_utils import readers as readers_module
-from qwen_vl_utils.readers import BackendChoice, choose_backend, open_reader
-from qwen_vl_utils.readers.pyav import DecodeRun, plan_runs
+from qwen_vl_utils.readers import BackendChoice, choose_backend, open_reader, pyav, pyav_session
+from qwen_vl_utils.readers.pyav import PyAVReader
+from qwen_vl_utils.readers.pyav_parallel import divides_well
+from qwen_vl_utils.readers.pyav_session import DecodeRun, hevc_temporal_layers, plan_runs
 from qwen_vl_utils.readers.torchcodec import check_device
 
 
@@ -191,7 +195,7 @@ def test_runs_begin_at_key_packets_and_skip_whole_groups(make_clip):
     runs = plan_runs(table, [5, 110, 119, 190])
     assert runs == [DecodeRun(0, 5, (5,)), DecodeRun(100, 119, (110, 119)), DecodeRun(180, 190, (190,))]
     assert plan_runs(table, [110], extra_starts=1) == [DecodeRun(80, 110, (110,))]
-    assert plan_runs(table, list(range(0, 200, 10)))[0].last == 190
+    assert plan_runs(table, list(range(0, 200, 10)), merge_gap=12)[0].last == 190
 
 
 def test_a_codec_whose_key_flags_lie_is_read_from_the_start(make_clip):
@@ -204,15 +208,15 @@ def test_seeking_gives_the_same_as_reading_on(make_clip, monkeypatch):
     options = SamplingOptions(nframes=4, resized_height=96, resized_width=160)
     plain = read_video(path, sampling=options, backend="pyav")
     seeks = []
-    from qwen_vl_utils.readers import pyav
-
-    original = pyav._Session._seek
-    monkeypatch.setattr(pyav, "_SEEK_GAP_BYTES", 0)
-    monkeypatch.setattr(pyav._Session, "_seek", lambda self, first: seeks.append(original(self, first)) or seeks[-1])
+    original = pyav_session.Session._seek
+    monkeypatch.setattr(pyav_session, "_SEEK_GAP_BYTES", 0)
+    monkeypatch.setattr(
+        pyav_session.Session, "_seek", lambda self, first: seeks.append(original(self, first)) or seeks[-1]
+    )
     sought = read_video(path, sampling=options, backend="pyav")
     assert True in seeks
     assert torch.equal(sought.frames, plain.frames)
-    monkeypatch.setattr(pyav._Session, "_seek", lambda self, first: False)
+    monkeypatch.setattr(pyav_session.Session, "_seek", lambda self, first: False)
     reopened = read_video(path, sampling=options, backend="pyav")
     assert torch.equal(reopened.frames, plain.frames)
 
@@ -221,17 +225,82 @@ def test_skipping_non_reference_frames_changes_nothing(make_clip, monkeypatch):
     path = make_clip(Clip("pyramid.mp4", bframes=5, gop=30, options={"x264-params": "b-pyramid=normal"}))
     options = SamplingOptions(nframes=10)
     skipping = read_video(path, sampling=options, backend="pyav")
-    from qwen_vl_utils.readers import pyav
-
-    monkeypatch.setattr(pyav, "can_skip_nonref", lambda codec: False)
+    monkeypatch.setattr(pyav_session, "can_skip_nonref", lambda codec: False)
     whole = read_video(path, sampling=options, backend="pyav")
     assert torch.equal(skipping.frames, whole.frames)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        Clip("many.mp4", num_frames=60, gop=10, bframes=2),
+        Clip("open.mkv", num_frames=60, gop=10, options={"x264-params": "open-gop=1:keyint=10"}),
+        Clip("hevc.mp4", codec="libx265", num_frames=60, gop=10),
+        Clip("hevc.ts", codec="libx265", num_frames=60, gop=10),
+        Clip("vp9.webm", codec="libvpx-vp9", num_frames=60, gop=10),
+        Clip("mpeg2.mpg", codec="mpeg2video", num_frames=60, gop=10),
+    ],
+    ids=lambda clip: clip.name,
+)
+def test_decoders_side_by_side_give_the_same_as_one(make_clip, monkeypatch, clip):
+    path = make_clip(clip)
+    options = SamplingOptions(nframes=12)
+    divided = []
+    monkeypatch.setattr(pyav, "divides_well", lambda runs, num_threads: divided.append(len(runs)) or True)
+    together = read_video(path, sampling=options, backend="pyav", num_threads=3)
+    assert divided[0] > 1
+    monkeypatch.setattr(pyav, "divides_well", lambda runs, num_threads: False)
+    alone = read_video(path, sampling=options, backend="pyav", num_threads=3)
+    assert torch.equal(together.frames, alone.frames)
+    assert together.notes == alone.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_threads", "divides"),
+    [
+        ([250], 1, True),
+        ([250], 2, False),
+        ([250, 50], 2, False),
+        ([250, 240], 2, True),
+        ([30] * 9, 4, False),
+        ([], 2, True),
+    ],
+)
+def test_several_decoders_need_work_for_all_of_them(lengths, num_threads, divides):
+    ends = list(itertools.accumulate(lengths, initial=0))
+    runs = [DecodeRun(first, last - 1, ()) for first, last in itertools.pairwise(ends)]
+    assert divides_well(runs, num_threads) is divides
+
+
+def test_decoders_end_when_their_frames_are_no_longer_wanted(make_clip, monkeypatch):
+    table = scan_frames(make_clip(Clip("many.mp4", num_frames=60, gop=5, bframes=0)))
+    decode, begun = pyav_session.Session.decode, []
+    monkeypatch.setattr(pyav_session.Session, "decode", lambda self, run: begun.append(run) or decode(self, run))
+    frames = PyAVReader().open(table, num_threads=2).frames(list(range(60)))
+    next(frames)
+    mine = [t for t in threading.enumerate() if t.name == "qwen-vl-decode"]
+    assert mine
+    frames.close()
+    for thread in mine:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in mine)
+    assert len(begun) < 12  # one for each group of five
+
+
+def test_what_a_decoder_raises_is_raised_and_ends_the_others(make_clip, monkeypatch):
+    table = scan_frames(make_clip(Clip("many.mp4", num_frames=60, gop=5, bframes=0)))
+    monkeypatch.setattr(pyav_session.Session, "_move_to", lambda self, first: 1 / 0)
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        list(PyAVReader().open(table, num_threads=2).frames(list(range(60))))
+    for thread in threading.enumerate():
+        if thread.name == "qwen-vl-decode":
+            thread.join(timeout=30)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(
     ("extradata", "layers"), [(None, None), (b"\1" + bytes(20), None), (b"\1" + bytes(20) + bytes([0x0F, 3]), 1)]
 )
 def test_hevc_layers_are_read_from_the_record(extradata, layers):
-    from qwen_vl_utils.readers.pyav import _hevc_temporal_layers
-
-    assert _hevc_temporal_layers(extradata) == layers
+    assert hevc_temporal_layers(extradata) == layers
