@@ -17,11 +17,14 @@ import dataclasses
 import json
 import random
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ AT_ONCE = 8
 LONG_TOKENS = 256
 IDLE_SECONDS = 20.0
 FAULT_REQUESTS = 80
+LATE_CLIPS = 20  # the clips from this one on are for the late arrivals
+TWIN = "-twin"
 
 ENGINE_LOOP = """
 import json, sys, time
@@ -59,7 +64,9 @@ def run(turn):
         tokens += sum(event.usage.completion_tokens for event in engine.step() if isinstance(event, FinishEvent))
     return tokens / (time.perf_counter() - begin)
 run(0)
-print(json.dumps([run(turn) for turn in range(1, {rounds} + 1)]))
+print("ready", flush=True)
+for line in sys.stdin:
+    print(run(int(line)), flush=True)
 """
 
 
@@ -83,29 +90,53 @@ def second_question(server: Running, clips: str, rounds: int) -> str:
 
 
 def streaming(server: Running, clips: str, rounds: int) -> tuple[str, float]:
-    """Tokens/s over HTTP and over the bare engine loop; the ratio of their medians."""
+    """Tokens/s over HTTP and over the bare engine loop, in turn; the ratio of their medians."""
     question = Question(f"{clips}/0.mp4", PROMPT, LONG_TOKENS, FPS, NUM_FRAMES)
-    rates = []
-    for turn in range(rounds + 1):
-        load = [dataclasses.replace(question, prompt=f"{PROMPT} {turn}.{row}") for row in range(AT_ONCE)]
-        wall, outcomes = asyncio.run(run_load(server.base, ask_to_the_end, load, AT_ONCE))
-        rates.append(sum(outcome.completion_tokens or 0 for outcome in outcomes) / wall)
-    code = ENGINE_LOOP.format(
-        root=str(ROOT), at_once=AT_ONCE, frames=NUM_FRAMES, fps=FPS, tokens=LONG_TOKENS, prompt=PROMPT, rounds=rounds
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    bare = json.loads(done.stdout.strip().splitlines()[-1])
-    http = rates[1:]  # the first turn decodes the video
+    http, bare = [], []
+    with _engine_loop() as run_bare:
+        for turn in range(rounds + 1):
+            load = [dataclasses.replace(question, prompt=f"{PROMPT} {turn}.{row}") for row in range(AT_ONCE)]
+            wall, outcomes = asyncio.run(run_load(server.base, ask_to_the_end, load, AT_ONCE))
+            http.append(sum(outcome.completion_tokens or 0 for outcome in outcomes) / wall)
+            bare.append(run_bare(turn))
+    del http[0], bare[0]  # the first turn decodes the video
     text = f"HTTP {spread(http, '{:.0f}'.format)}, bare loop {spread(bare, '{:.0f}'.format)} tokens/s"
     return text, statistics.median(http) / statistics.median(bare)
 
 
+@contextmanager
+def _engine_loop() -> Iterator[Callable[[int], float]]:
+    """The engine without a server, in a process that sleeps until it is called for a turn's tokens/s."""
+    code = ENGINE_LOOP.format(
+        root=str(ROOT), at_once=AT_ONCE, frames=NUM_FRAMES, fps=FPS, tokens=LONG_TOKENS, prompt=PROMPT
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    assert process.stdin is not None  # noqa: S101 - PIPE was asked for
+    assert process.stdout is not None  # noqa: S101
+    answers, wanted = process.stdout, process.stdin
+
+    def run(turn: int) -> float:
+        print(turn + 1, file=wanted, flush=True)
+        return float(answers.readline())
+
+    with process:
+        while answers.readline().strip() != "ready":
+            if process.poll() is not None:
+                raise RuntimeError("the bare engine loop did not start")
+        yield run
+        wanted.close()
+
+
 async def late_arrival(base: str, clips: str, rounds: int) -> str:
-    """Ratio of times to first token, with and without 7 long answers under way; the late one has a new video."""
+    """Ratio of times to first token, with and without 7 long answers under way; of videos that differ in nothing but
+    their bytes, so that no cache knows the late one.
+    """
     ratios = []
     async with httpx.AsyncClient(base_url=base, timeout=600) as client:
         for number in range(rounds):
-            names = (f"{clips}/{20 + 2 * number + place}.mp4" for place in (0, 1))
+            names = (f"{clips}/{LATE_CLIPS + number}{twin}.mp4" for twin in ("", TWIN))
             alone, late = (Question(name, PROMPT, 16, FPS, NUM_FRAMES) for name in names)
             lone = await ask_once(client, contenders.ask_ours, alone)
             busy = [await _start_long(client, f"{clips}/0.mp4", row) for row in range(AT_ONCE - 1)]
@@ -115,6 +146,13 @@ async def late_arrival(base: str, clips: str, rounds: int) -> str:
             await asyncio.gather(*busy, return_exceptions=True)
             ratios.append(beside.first_token_seconds / lone.first_token_seconds)
     return spread(ratios)
+
+
+def make_twins(folder: Path, first: int, count: int) -> None:
+    """Beside each of these clips, one that shows the same and has another hash: a box that says nothing at its end."""
+    free_box = struct.pack(">I4s4s", 12, b"free", b"twin")  # ISO/IEC 14496-12, 8.1.2
+    for number in range(first, first + count):
+        (folder / f"{number}{TWIN}.mp4").write_bytes((folder / f"{number}.mp4").read_bytes() + free_box)
 
 
 async def _start_long(client: httpx.AsyncClient, url: str, row: int) -> asyncio.Task[Outcome]:
@@ -185,7 +223,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        make_clips(folder / "clips", 20 + 2 * options.rounds)
+        make_clips(folder / "clips", LATE_CLIPS + options.rounds)
+        make_twins(folder / "clips", LATE_CLIPS, options.rounds)
         server = contenders.ours(ROOT / "demo_model" / "weights", Path(scratch) / "storage")
         with clip_server(folder / "clips") as clips, contenders.running(server, folder) as running:
             _report(running, clips, folder, options.rounds)
