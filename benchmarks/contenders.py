@@ -252,14 +252,15 @@ def transformers_serve(python: str, checkpoint: Path) -> Contender:
     )
 
 
-def vllm(python: str, checkpoint: Path) -> Contender:
-    """The server of vLLM, on its CPU build here."""
+def vllm(python: str, checkpoint: Path, fps: float) -> Contender:
+    """The server of vLLM, on its CPU build here. How it samples is said at its start: requests are not trusted to."""
     command = (python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--dtype", "float32")
+    sampling = ("--media-io-kwargs", json.dumps({"video": {"fps": fps, "num_frames": -1}}))
     limits = ("--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", str(MAX_BATCH))
     return Contender(
         "vLLM",
-        (*command, *limits, "--served-model-name", "demo", "--host", "127.0.0.1"),
-        ask_chat("demo", lambda q: {"media_io_kwargs": {"video": {"fps": q.fps, "num_frames": -1}}}),
+        (*command, *limits, *sampling, "--served-model-name", "demo", "--host", "127.0.0.1"),
+        ask_chat("demo", lambda _question: {}),
         environment={"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
     )
 

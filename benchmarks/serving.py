@@ -198,7 +198,7 @@ def _contenders(options: argparse.Namespace, folder: Path, number: int) -> list[
         python = str(Path(options.peers).absolute())
         peers_checkpoint = contenders.checkpoint_for_peers(checkpoint, folder, NUM_FRAMES)
         found += [
-            contenders.vllm(python, peers_checkpoint),
+            contenders.vllm(python, peers_checkpoint, FPS),
             contenders.stock_litserve(python, peers_checkpoint),
             contenders.transformers_serve(python, peers_checkpoint),
         ]

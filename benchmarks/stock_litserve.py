@@ -5,8 +5,7 @@ Runs in an environment of its own (LitServe, Transformers and a torchvision that
     python stock_litserve.py --checkpoint FOLDER --port PORT --max-batch-size N
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: LitServe reads decode_request's, to know that the body is JSON.
 import argparse
 import urllib.request
 from pathlib import Path
@@ -14,6 +13,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import litserve as ls
+import litserve.server
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
@@ -83,5 +83,7 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--max-batch-size", type=int, default=8)
     options = parser.parse_args()
+    # LitServe 0.2.19 offers its routes over MCP too where `mcp` is installed, and does not start with mcp 2.
+    litserve.server._MCP_AVAILABLE = False  # noqa: SLF001
     api = VideoQuestions(options.checkpoint, options.max_batch_size)
     ls.LitServer(api, accelerator="cpu", timeout=600).run(port=options.port, generate_client_file=False)
