@@ -78,6 +78,8 @@ class WorkerServer(litserve.LitServer):
         StartError: if the devices cannot be shared out so.
     """
 
+    devices: list[Any]
+
     def __init__(self, lit_api: litserve.LitAPI, *, devices_per_worker: int = 1, **kwargs: Any) -> None:
         super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
         self.devices = group_devices(self.devices, devices_per_worker)

@@ -9,8 +9,12 @@ import json
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_CHARACTERS = 16_384
 MAX_SCHEMA_DEPTH = 32
@@ -22,7 +26,7 @@ ANY_OBJECT = '{"type": "object"}'
 STUCK = "no text satisfies it, or following it takes more than this server spends on a token"
 """Why an answer cannot go on."""
 
-JSON_OPTIONS = {
+JSON_OPTIONS: JsonCompileOptions = {
     "whitespace_flexible": False,
     "whitespace_pattern": None,
     "item_separator": ", ",

@@ -7,11 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import psutil
+
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationChoice = Literal["none", "int4", "int8", "fp8"]
 
 CPU_KV_CACHE_BYTES = 4 << 30
-"""On a CPU vLLM would take its share of all memory of the host, and at least of a machine that is ours alone."""
+"""On a CPU vLLM would take its share of the whole host's memory, as if nobody else used it."""
 
 AUTO_FIT = -1
 """vLLM's word for the longest context that the model knows and the KV cache has room for."""
@@ -31,6 +33,9 @@ SETTINGS_OF: Mapping[str, str] = {
     "enforce_eager": "CUDA_GRAPHS",
 }
 """Arguments of vLLM that have a setting of their own: two places for one number would contradict each other."""
+
+FIXED = frozenset({"mm_device_do_normalize", "video_pruning_rate", "disable_log_stats", "stream_interval"})
+"""Arguments that this engine counts on: it makes prompts and patches itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +108,15 @@ def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: in
         "enforce_eager": not (config.cuda_graphs and config.device == "cuda"),
         # Our own recorder is the only one: vLLM's would write a line to the log every ten seconds.
         "disable_log_stats": True,
+        "mm_device_do_normalize": True,
     }
     if config.kv_cache_tokens:
         arguments["num_gpu_blocks_override"] = -(-config.kv_cache_tokens // block_tokens) + 1  # one is vLLM's own
         if config.max_context_tokens > config.kv_cache_tokens:
             arguments["max_model_len"] = AUTO_FIT  # vLLM would refuse to start; requests are checked against both
-    elif config.device == "cpu":
-        arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    if config.device == "cpu":
+        # Without a number vLLM refuses to start where others use the host's memory.
+        arguments["kv_cache_memory_bytes"] = min(CPU_KV_CACHE_BYTES, psutil.virtual_memory().available // 2)
     if config.prefill_chunk_tokens is not None:
         # vLLM wants room for a token of every sequence.
         arguments["max_num_batched_tokens"] = max(config.prefill_chunk_tokens, config.max_batch_size)
@@ -146,6 +153,8 @@ def check_names(more: Mapping[str, Any], known: Collection[str]) -> None:
     for name in more:
         if name in SETTINGS_OF:
             raise ValueError(f"VLLM_ENGINE_ARGS: {name} is set by {SETTINGS_OF[name]}.")
+        if name in FIXED:
+            raise ValueError(f"VLLM_ENGINE_ARGS: {name} cannot be set: this engine counts on its own choice.")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -57,6 +57,10 @@ class VllmEngine:
         self._config = config
         self._recorder = recorder
         self._vllm_config = runner.llm.vllm_config
+        if not self._vllm_config.model_config.multimodal_config.mm_device_do_normalize:
+            raise ValueError(
+                "MODEL_BACKEND=vllm: this vLLM does not normalise pixels itself (VLLM_USE_RUST_FRONTEND?)."
+            )
         cache = self._vllm_config.cache_config
         # One block is vLLM's own, for what it masks.  Its longest sequence is the model's, or what fits the cache.
         blocks_tokens = int((cache.num_gpu_blocks - 1) * cache.block_size)
@@ -91,8 +95,12 @@ class VllmEngine:
         os.environ[MARK] = mark
         recorder = StatsRecorder()
         try:
-            runner = Runner(_maker(arguments, config, recorder), profile, _torch_dtype(config))
-            engine = cls(runner, profile, config, recorder)
+            runner = Runner(_maker(arguments, config, recorder), profile)
+            try:
+                engine = cls(runner, profile, config, recorder)
+            except BaseException:
+                runner.close()
+                raise
         except BaseException:
             guardian.close()
             raise
@@ -128,7 +136,7 @@ class VllmEngine:
             raise
         except Exception as error:
             log.exception("request %s could not be prepared", request.id)
-            raise InternalError from error
+            raise as_answer(error) from error
         self._jobs[request.id] = job
         self._runner.start(job)
 
@@ -289,12 +297,6 @@ def _maker(arguments: dict[str, Any], config: VllmConfig, recorder: StatsRecorde
     # llguidance, as in the hf engine: one reading of a schema, whichever engine answers.
     arguments.setdefault("structured_outputs_config", StructuredOutputsConfig(backend="guidance"))
     return lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder])
-
-
-def _torch_dtype(config: VllmConfig) -> Any:
-    import torch
-
-    return getattr(torch, config.resolved_dtype)
 
 
 def _memory(config: VllmConfig) -> Callable[[], int]:

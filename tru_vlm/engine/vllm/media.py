@@ -89,13 +89,14 @@ def _items_of_one(media: MediaInput, spans: MediaSpans, max_tokens: int) -> list
     return items
 
 
-def processed(item: Item, profile: ModelProfile, dtype: Any) -> Any:
-    """The item's patches and grid as vLLM's processor would give them; reads the frames.
+def processed(item: Item, profile: ModelProfile) -> Any:
+    """The item's patches and grid as vLLM's processor gives them; reads the frames.
+
+    Patches are bytes: vLLM's tower rescales and normalises them itself (``mm_device_do_normalize``).
 
     Args:
         item: the item.
         profile: the model.
-        dtype: torch's, of the weights: what the tower would make of the patches.
 
     Returns:
         vLLM's ``MultiModalKwargsItem``.
@@ -115,7 +116,7 @@ def processed(item: Item, profile: ModelProfile, dtype: Any) -> Any:
         temporal_patch_size=profile.temporal_patch_size,
         start=item.start,
         stop=item.stop,
-        dtype=dtype,
+        dtype=torch.uint8,
     )
     pixels, grid = ("pixel_values", "image_grid_thw")
     if item.media.kind == "video":

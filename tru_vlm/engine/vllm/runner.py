@@ -81,15 +81,13 @@ class Runner:
     Args:
         make_llm: makes the ``AsyncLLM``; called in the thread, inside the loop.
         profile: the model.
-        dtype: torch's, of the weights.
 
     Attributes:
         mm_cache_queries, mm_cache_hits: temporal patches looked up in vLLM's cache of processed media, and found.
     """
 
-    def __init__(self, make_llm: Callable[[], Any], profile: ModelProfile, dtype: Any) -> None:
+    def __init__(self, make_llm: Callable[[], Any], profile: ModelProfile) -> None:
         self._profile = profile
-        self._dtype = dtype
         self._numbers = itertools.count()
         self._outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         self._lost: BaseException | None = None
@@ -201,7 +199,7 @@ class Runner:
         made: dict[str, Any] = {}
         while missing := [i for i in job.items if i.key not in made and not (cache and cache.is_cached_item(i.key))]:
             for item in missing:
-                made[item.key] = await asyncio.to_thread(processed, item, self._profile, self._dtype)
+                made[item.key] = await asyncio.to_thread(processed, item, self._profile)
         if cache is None:
             return [made[item.key] for item in job.items]
         for item in job.items:
@@ -212,7 +210,7 @@ class Runner:
                 cache.touch_sender_cache_item(item.key)
         data = []
         for item in job.items:
-            entry = (made[item.key], []) if item.key in made else None
+            entry: tuple[Any, list[Any]] | None = (made[item.key], []) if item.key in made else None
             data.append(cache.get_and_update_item(entry, item.key)[0])
         return data
 
