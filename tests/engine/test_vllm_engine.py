@@ -290,10 +290,10 @@ if __name__ == "__main__":
     engine.submit(request("a", max_tokens=1000, ignore_eos=True))
     while not engine._jobs["a"].num_generated:
         engine.step()
-    family = psutil.Process().children(recursive=True)
-    for process in family:
-        if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
-            process.kill()
+    family = {p: p.name() + " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)}
+    family = {process: name for process, name in family.items() if "resource_tracker" not in name}
+    (core,) = [process for process, name in family.items() if "EngineCore" in name]
+    core.kill()
     try:
         while True:
             assert engine.has_work()
@@ -301,7 +301,7 @@ if __name__ == "__main__":
     except EngineLostError:
         print("LOST")
     engine.close()
-    _, alive = psutil.wait_procs([p for p in family if "resource_tracker" not in " ".join(p.cmdline())], timeout=10)
+    _, alive = psutil.wait_procs(list(family), timeout=10)
     print("LEFT", alive)
 """
     result = subprocess.run(

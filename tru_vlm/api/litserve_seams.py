@@ -18,10 +18,15 @@ from types import FrameType
 from typing import Any
 
 import litserve
+import litserve.server
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 logger = logging.getLogger(__name__)
+
+# Where the package mcp is installed (vLLM brings it), LitServe mounts a route /mcp that this server does not offer, and
+# falls over, since it means the package fastmcp.
+litserve.server._MCP_AVAILABLE = False
 
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
