@@ -10,7 +10,7 @@ from threading import Thread
 import psutil
 import pytest
 import requests
-from client import TIMEOUT, events, upload, upload_stream
+from client import TIMEOUT, error_of, events, upload, upload_stream
 from support import STOP_SECONDS, Server, require_vllm, start_server
 
 VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
@@ -71,10 +71,11 @@ def test_it_answers_correctly_and_a_second_question_finds_what_the_first_compute
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips: dict[str, Path]) -> None:
-    refused = upload(vllm_server.base, clips["one"], max_tokens=2048, nframes=8, min_pixels=4096, max_pixels=4096)
-    assert refused.status_code == 200
-    (worker,) = health(vllm_server)["workers"]
-    assert worker["stats"]["num_running"] == 0
+    refused = upload(vllm_server.base, clips["one"], prompt="word " * 19_000, max_tokens=8)
+    assert refused.status_code == 400
+    error = error_of(refused)
+    assert error["code"] == "context_length_exceeded"
+    assert "The KV cache has room for 16384." in error["message"]
 
 
 def test_a_client_that_leaves_stops_the_answer(vllm_server: Server, clips: dict[str, Path]) -> None:

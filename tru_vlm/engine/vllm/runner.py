@@ -197,6 +197,7 @@ class Runner:
         """
         cache = self.llm.renderer.mm_processor_cache
         made: dict[str, Any] = {}
+        entry: tuple[Any, list[Any]] | None
         while missing := [i for i in job.items if i.key not in made and not (cache and cache.is_cached_item(i.key))]:
             for item in missing:
                 made[item.key] = await asyncio.to_thread(processed, item, self._profile)
@@ -210,7 +211,9 @@ class Runner:
                 cache.touch_sender_cache_item(item.key)
         data = []
         for item in job.items:
-            entry: tuple[Any, list[Any]] | None = (made[item.key], []) if item.key in made else None
+            if item.key not in made and not cache.is_cached_item(item.key):  # gave way to this request's own others
+                made[item.key] = processed(item, self._profile)
+            entry = (made[item.key], []) if item.key in made else None
             data.append(cache.get_and_update_item(entry, item.key)[0])
         return data
 
