@@ -7,7 +7,7 @@ ORACLE ?= .venv-oracle
 PEERS ?= .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz oracle peers check lint types imports score clean
+.PHONY: help serve test test-vllm fuzz oracle peers check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -55,13 +55,20 @@ test: $(VENV)/.dev  ## install and run all tests
 	@TRU_ORACLE_PYTHON=$${TRU_ORACLE_PYTHON:-$$(test -x $(ORACLE)/bin/python && echo $(CURDIR)/$(ORACLE)/bin/python)} \
 	  $(BIN)/python -m pytest $(ARGS)
 
+# vLLM's environment has the pins that vLLM wants, so these tests run with its interpreter; its warnings are its own.
+test-vllm: $(PEERS)/.made  ## the vllm engine's tests, on vLLM's build for CPUs (6 GB)
+	TRU_TEST_VLLM=1 HF_HUB_OFFLINE=1 $(PEERS)/bin/python -m pytest -n 0 -W default -k vllm $(VLLM_TESTS) $(ARGS)
+
+VLLM_TESTS := tests/engine/test_contract.py tests/engine/test_vllm_prompts.py tests/engine/test_vllm_engine.py \
+  tests/http/test_vllm_server.py
+
 fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a random one, printed)
 	$(BIN)/python -m pytest -n 0 tests/video/test_fuzz.py --fuzz-files $${FILES:-5000} \
 	  --fuzz-seed $${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} $(ARGS)
 
 oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
 
-peers: $(PEERS)/.made  ## the environment of the servers that benchmarks compare with (6 GB)
+peers: $(PEERS)/.made  ## vLLM's environment, for test-vllm and for the servers that benchmarks compare with (6 GB)
 
 check: lint types imports  ## style, types and import rules
 

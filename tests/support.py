@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -34,6 +35,15 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("TRU_CI_STRICT") == "1":
         pytest.fail(f"CI promises this: {reason}")
     pytest.skip(reason)
+
+
+def require_vllm() -> None:
+    """Skip where vLLM is not installed; `make test-vllm` promises it, and fails."""
+    if importlib.util.find_spec("vllm") is not None:
+        return
+    if os.environ.get("TRU_TEST_VLLM") == "1":
+        pytest.fail("`make test-vllm` promises vLLM, and it is not installed")
+    pytest.skip("vLLM has an environment of its own: make test-vllm")
 
 
 def require_reader(name: BackendName) -> None:

@@ -35,7 +35,7 @@ def main() -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if reason := _port_problem(settings):
         return _refuse(reason, 1)
-    if reason := _decoding_problem(settings):
+    if reason := _backend_problem(settings) or _decoding_problem(settings):
         return _refuse(reason, 2)
     return _serve(settings)
 
@@ -50,8 +50,8 @@ def _serve(settings: Settings) -> int:
     except ModelProfileError as error:
         return _refuse(str(error), 2)
     with _private_folder() as sockets:
-        server = build_server(settings, profile, sockets)
         try:
+            server = build_server(settings, profile, sockets)
             server.serve(
                 host=settings.host,
                 port=settings.port,
@@ -80,6 +80,19 @@ def _port_problem(settings: Settings) -> str | None:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             return f"PORT={settings.port}: cannot listen on {settings.host} ({error.strerror}). Choose another PORT."
+    return None
+
+
+def _backend_problem(settings: Settings) -> str | None:
+    """Why the engine cannot be had, or None; told now rather than by every worker."""
+    if settings.model_backend == "hf":
+        return None
+    from tru_vlm.engine.vllm.installed import vllm_version
+
+    try:
+        vllm_version()
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -6,6 +6,7 @@ page are generated from this file (``python -m tru_vlm.settings``); a test fails
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,7 +46,10 @@ class Settings(BaseSettings):
     )
     quantization: Literal["none", "int4", "int8", "fp8"] = Field(
         "none",
-        description="Type of the text layers' weights: int4 and int8 by bitsandbytes, fp8 on CUDA cards from 8.9 on.",
+        description=(
+            "Type of the text layers' weights: int4 and int8 by bitsandbytes, fp8 on CUDA cards from 8.9 on; vLLM has "
+            "no int8."
+        ),
     )
     use_flash_attn: bool = Field(True, description="Use flash-attn 2 on CUDA when it is installed; else SDPA.")
     cuda_graphs: bool = Field(
@@ -55,7 +59,14 @@ class Settings(BaseSettings):
         0.9, description="Share of a GPU's memory that vLLM takes."
     )
     vllm_tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="GPUs over which vLLM splits the model."
+        1, description="GPUs over which vLLM splits the model; a worker has as many."
+    )
+    vllm_engine_args: str = Field(
+        "{}",
+        description=(
+            "Further arguments of vLLM's AsyncEngineArgs as a JSON object of name and value, for example "
+            '{"kv_cache_dtype": "fp8"}.'
+        ),
     )
 
     # Sampling of videos
@@ -192,6 +203,17 @@ class Settings(BaseSettings):
         reader = info.data.get("video_reader")
         if value == "cuda" and reader not in ("auto", "torchcodec"):
             raise ValueError(f"only torchcodec decodes there, and VIDEO_READER is {reader}")
+        return value
+
+    @field_validator("vllm_engine_args")
+    @classmethod
+    def _is_an_object(cls, value: str) -> str:
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is not JSON ({error})") from error
+        if not is_object:
+            raise ValueError("it is JSON, and no object")
         return value
 
     @field_validator("storage_dir")

@@ -1,10 +1,12 @@
 """Engines to test, on the bundled demo model or, before it is trained, on random weights of its size."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from engine_helpers import random_checkpoint
+from support import require_vllm
 
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
@@ -51,3 +53,16 @@ def make_engine(model, profile, checkpoint):
 @pytest.fixture
 def engine(make_engine) -> HfEngine:
     return make_engine()
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(checkpoint) -> Iterator:
+    """One engine on vLLM for the whole session: it takes half a minute to start."""
+    require_vllm()
+    from tru_vlm.engine.vllm.config import VllmConfig
+    from tru_vlm.engine.vllm.engine import VllmEngine
+
+    config = VllmConfig(checkpoint, max_batch_size=4, kv_cache_tokens=8192, prefill_chunk_tokens=256)
+    engine = VllmEngine.load(config)
+    yield engine
+    engine.close()

@@ -1,6 +1,7 @@
 """What every engine promises (``tru_vlm/engine/base.py``), on the real model."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,17 +9,23 @@ from engine_helpers import drive, image, request, video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tru_vlm.engine.base import FailEvent, FinishEvent, MediaInput
+from tru_vlm.engine.base import FailEvent, FinishEvent, MediaInput, TokenEvent
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.errors import ContextLengthError, InvalidRequestError
 from tru_vlm.types import MediaPart, Message, TextPart
 
-ENGINES = ["hf"]  # "vllm" joins with its backend
+ENGINES = ["hf", "vllm"]
+
+
+@pytest.fixture
+def hf_engine(make_engine):
+    """For what is the hf engine's own promise: which step does what."""
+    return make_engine(prefill_chunk_tokens=32, max_batch_size=4)
 
 
 @pytest.fixture(params=ENGINES)
-def engine(make_engine):
-    return make_engine(prefill_chunk_tokens=32, max_batch_size=4)
+def engine(request):
+    return request.getfixturevalue(f"{request.param}_engine")
 
 
 REQUESTS = (
@@ -29,19 +36,23 @@ REQUESTS = (
     request("two", video(4, 2), image(5), prompt="Compare.", max_tokens=8),
     request("text2", prompt="Hi", max_tokens=1),
 )
-ALONE: dict[str, str] = {}
+ALONE: dict[tuple[str, str], str] = {}
 
 
 def alone(engine, item):
-    if item.id not in ALONE:
-        ALONE[item.id] = drive(engine, [item])[item.id].text
-    return ALONE[item.id]
+    name = (engine.description.backend, item.id)
+    if name not in ALONE:
+        ALONE[name] = drive(engine, [item])[item.id].text
+    return ALONE[name]
 
 
-@pytest.fixture
-def engines_by_chunk(make_engine):
+@pytest.fixture(params=ENGINES)
+def engines_by_chunk(request):
     """One engine per prefill chunk size, reused by all of hypothesis' examples: each ends empty."""
-    return {chunk: make_engine(prefill_chunk_tokens=chunk, max_batch_size=4) for chunk in (16, 48, 512)}
+    if request.param == "vllm":
+        return dict.fromkeys((16, 48, 512), request.getfixturevalue("vllm_engine"))
+    make = request.getfixturevalue("make_engine")
+    return {chunk: make(prefill_chunk_tokens=chunk, max_batch_size=4) for chunk in (16, 48, 512)}
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -70,17 +81,17 @@ def test_exactly_one_last_event_whatever_is_aborted(arrivals, aborts, engines_by
             assert outcome.text == alone(engine, next(item for item in REQUESTS if item.id == name))
 
 
-def test_running_rows_get_a_token_in_every_step_of_anothers_prefill(engine):
+def test_running_rows_get_a_token_in_every_step_of_anothers_prefill(hf_engine):
     early = request("early", prompt="Hi", max_tokens=20, ignore_eos=True)
     late = request("late", video(1, 16, 64, 96), max_tokens=1)
-    outcomes = drive(engine, [early, late], arrivals=[0, 5])
+    outcomes = drive(hf_engine, [early, late], arrivals=[0, 5])
     assert outcomes["late"].token_steps[0] - 5 >= 3, "the prefill did not take several steps"
     assert np.all(np.diff(outcomes["early"].token_steps) == 1)
 
 
-def test_a_short_question_does_not_wait_for_a_long_prefill(engine):
+def test_a_short_question_does_not_wait_for_a_long_prefill(hf_engine):
     long, short = request("long", video(1, 16, 64, 96), max_tokens=1), request("short", prompt="Hi", max_tokens=2)
-    outcomes = drive(engine, [long, short], arrivals=[0, 1])
+    outcomes = drive(hf_engine, [long, short], arrivals=[0, 1])
     assert outcomes["short"].end_step < outcomes["long"].token_steps[0]
 
 
@@ -92,7 +103,16 @@ def test_max_tokens(engine):
     assert outcome.end.usage.prompt_tokens > 8
 
 
-def test_the_end_token_ends_and_ignore_eos_goes_on(model, profile, engine):
+def test_an_answer_that_ends_goes_on_with_ignore_eos(engine):
+    outcomes = drive(engine, [request("a", video(1, 5)), request("b", video(1, 5), ignore_eos=True)])
+    assert outcomes["a"].reason == "stop"
+    assert outcomes["a"].num_tokens < 12
+    assert (outcomes["b"].reason, outcomes["b"].num_tokens) == ("length", 12)
+    assert outcomes["b"].text.startswith(outcomes["a"].text)
+
+
+def test_the_end_token_ends_and_ignore_eos_goes_on(model, profile, hf_engine):
+    engine = hf_engine
     engine.submit(request("a", video(1), max_tokens=12, ignore_eos=True))
     tokens = tokens_of(engine, "a")
     ending = dataclasses.replace(profile, eos_token_ids=frozenset({tokens[3]}))  # as if the answer ended there
@@ -114,8 +134,8 @@ def tokens_of(engine, request_id):
 
 
 def test_stop_string_across_tokens_ends_and_is_not_part_of_the_text(engine):
-    # Hot sampling with a seed: a long text of many tokens, whatever the weights.
-    wild = {"prompt": "Hello", "max_tokens": 24, "ignore_eos": True, "temperature": 5.0, "seed": 1}
+    # Hot sampling with a seed: a long text of many tokens, as hot as every engine takes it.
+    wild = {"prompt": "Hello", "max_tokens": 24, "ignore_eos": True, "temperature": 2.0, "seed": 1}
     full = drive(engine, [request("a", **wild)])["a"].text
     stop = full[5:11]
     assert len(stop) == 6
@@ -125,7 +145,7 @@ def test_stop_string_across_tokens_ends_and_is_not_part_of_the_text(engine):
 
 
 def test_a_seed_makes_sampling_reproducible_alone_and_in_a_mix(engine):
-    sampled = {"temperature": 5.0, "top_p": 0.95, "top_k": 50, "max_tokens": 16, "ignore_eos": True}
+    sampled = {"temperature": 2.0, "top_p": 0.95, "top_k": 50, "max_tokens": 16, "ignore_eos": True}
     one = drive(engine, [request("a", video(1), seed=7, **sampled)])["a"].text
     crowd = [request("b", seed=8, **sampled), request("c", video(2)), request("d", image(1), seed=7, **sampled)]
     mixed = drive(engine, [*crowd, request("a", video(1), seed=7, **sampled)], arrivals=[0, 0, 2, 3])
@@ -150,6 +170,54 @@ def test_abort_in_every_stage_frees_the_memory_at_once(steps, make_engine):
     assert drive(engine)["waiting"].reason == "length"
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3, 12])
+def test_an_abort_is_told_at_the_next_step_and_others_go_on(engine, steps):
+    engine.submit(request("a", video(1, 12), max_tokens=2000, ignore_eos=True))
+    engine.submit(request("b", prompt="Hi", max_tokens=40, ignore_eos=True))
+    events = [event for _ in range(steps) for event in engine.step()]
+    engine.abort("a")
+    events += engine.step()
+    (end,) = [event for event in events if isinstance(event, FinishEvent)]
+    assert (end.request_id, end.finish_reason) == ("a", "abort")
+    told = sum(event.num_tokens for event in events if isinstance(event, TokenEvent) and event.request_id == "a")
+    assert end.usage.completion_tokens == told
+    assert drive(engine)["b"].reason == "length"  # drive holds that nothing comes after an end
+    assert drive(engine, [request("a", prompt="Hi", max_tokens=3, ignore_eos=True)])["a"].num_tokens == 3
+
+
+def test_a_json_schema_is_followed(engine):
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}}}
+    closed = schema | {"required": ["a", "b"], "additionalProperties": False}
+    # What a schema brings along does not count.
+    text = json.dumps(closed | {"x-guidance": {"whitespace_flexible": True, "item_separator": ";"}})
+    outcome = drive(engine, [request("a", video(1), json_schema=text, max_tokens=40)])["a"]
+    assert outcome.reason == "stop"
+    assert outcome.text == json.dumps(json.loads(outcome.text))
+    assert set(json.loads(outcome.text)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("schema", ['{"type": "nonsense"}', '{"not": {}}', "[1]"])
+def test_a_schema_that_cannot_be_followed_is_refused(engine, schema):
+    with pytest.raises(InvalidRequestError, match="its schema cannot be followed") as caught:
+        engine.submit(request("a", json_schema=schema))
+    assert (caught.value.code, caught.value.param) == ("invalid_schema", "response_format")
+    assert not engine.has_work()
+
+
+def test_a_second_question_on_a_video_computes_only_its_own_text(engine):
+    clip = video(77, 16, 64, 96)
+    first = drive(engine, [request("a", clip, prompt="What happens?")])["a"]
+    before = engine.stats()
+    second = drive(engine, [request("b", clip, prompt="Which colour?")])["b"]
+    after = engine.stats()
+    assert first.end.usage.cached_tokens == 0
+    assert second.end.usage.cached_tokens > second.end.usage.prompt_tokens / 2
+    assert after.num_computed_prompt_tokens - before.num_computed_prompt_tokens == (
+        second.end.usage.prompt_tokens - second.end.usage.cached_tokens
+    )
+    assert after.prefix_cache_hits - before.prefix_cache_hits == second.end.usage.cached_tokens
+
+
 def test_abort_of_an_unknown_or_finished_id_does_nothing(engine):
     engine.abort("nobody")
     drive(engine, [request("a", max_tokens=1)])
@@ -166,6 +234,16 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers(make_engine):
     assert not engine.has_work()
     with pytest.raises(ContextLengthError, match="room for 32768"):
         make_engine().submit(request("a", max_tokens=32768))
+
+
+def test_every_engine_refuses_with_the_same_words(engine, make_engine):
+    item = request("a", video(1), max_tokens=8190)
+    with pytest.raises(ContextLengthError, match="The KV cache has room for 8192") as caught:
+        engine.submit(item)
+    with pytest.raises(ContextLengthError) as expected:
+        make_engine(kv_cache_tokens=8192).submit(item)
+    assert caught.value.message == expected.value.message
+    assert not engine.has_work()
 
 
 def test_what_does_not_fit_now_waits_in_order(make_engine):
@@ -223,6 +301,7 @@ def test_an_id_in_use_is_refused_and_free_again_afterwards(engine):
 
 
 def test_timings_and_counters(engine):
+    before = engine.stats()
     outcomes = drive(engine, [request("a", video(1)), request("b", prompt="Hi")])
     for outcome in outcomes.values():
         timings = outcome.end.timings
@@ -230,9 +309,11 @@ def test_timings_and_counters(engine):
         assert timings.preprocess > 0
         assert timings.prefill > 0
     stats = engine.stats()
-    assert stats.num_generated_tokens == sum(outcome.num_tokens for outcome in outcomes.values())
-    assert stats.num_prompt_tokens == sum(outcome.end.usage.prompt_tokens for outcome in outcomes.values())
-    assert stats.num_steps > 0
+    num_generated = sum(outcome.num_tokens for outcome in outcomes.values())
+    assert stats.num_generated_tokens - before.num_generated_tokens == num_generated
+    num_prompt = sum(outcome.end.usage.prompt_tokens for outcome in outcomes.values())
+    assert stats.num_prompt_tokens - before.num_prompt_tokens == num_prompt
+    assert stats.num_steps > before.num_steps
     assert stats.device_memory_bytes > 0
-    assert engine.description.attention == "sdpa"
+    assert engine.description.attention == {"hf": "sdpa", "vllm": "CPU_ATTN"}[engine.description.backend]
     assert engine.description.num_parameters > 1_000_000

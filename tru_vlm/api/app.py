@@ -90,6 +90,7 @@ def build_server(settings: Settings, profile: ModelProfile, socket_directory: Pa
         accelerator=settings.device,
         devices=settings.devices or "auto",
         workers_per_device=settings.workers_per_device,
+        devices_per_worker=settings.vllm_tensor_parallel_size if settings.model_backend == "vllm" else 1,
     )
 
 

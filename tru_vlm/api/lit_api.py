@@ -43,8 +43,8 @@ class VideoLitAPI(litserve.LitAPI):
         self.socket_directory = socket_directory
         self.server_pid = os.getpid()  # built by the server, then copied into the workers
 
-    def setup(self, device: str) -> None:
-        """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``); called once per worker."""
+    def setup(self, device: str | Sequence[str]) -> None:
+        """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker."""
         logging.basicConfig(level=self.settings.log_level.upper())
         self.engine = create_engine(self.settings, device)
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)

@@ -18,10 +18,15 @@ from types import FrameType
 from typing import Any
 
 import litserve
+import litserve.server
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 logger = logging.getLogger(__name__)
+
+# Where the package mcp is installed (vLLM brings it), LitServe mounts a route /mcp that this server does not offer, and
+# falls over, since it means the package fastmcp.
+litserve.server._MCP_AVAILABLE = False
 
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
@@ -31,6 +36,27 @@ _FAREWELL_SECONDS = 10
 
 class StartError(RuntimeError):
     """The server cannot start; the text says why, for the operator."""
+
+
+def group_devices(devices: list[Any], devices_per_worker: int) -> list[Any]:
+    """LitServe's list of devices with several in the place of one.
+
+    Args:
+        devices: of each worker, a list of one name; ``["cpu"]`` where there are no cards.
+        devices_per_worker: how many a worker shall have.
+
+    Raises:
+        StartError: if that leaves some over, or there are no cards.
+    """
+    if devices_per_worker == 1:
+        return devices
+    names = [name for names in devices for name in ([names] if isinstance(names, str) else names)]
+    if len(names) % devices_per_worker or not all(name.startswith("cuda") for name in names):
+        raise StartError(
+            f"VLLM_TENSOR_PARALLEL_SIZE={devices_per_worker}: a worker needs as many CUDA devices, and the devices are "
+            f"{', '.join(names)}. Set DEVICES to a multiple of it."
+        )
+    return [names[start : start + devices_per_worker] for start in range(0, len(names), devices_per_worker)]
 
 
 class OwnRoutesSpec(LitSpec):
@@ -47,10 +73,21 @@ class OwnRoutesSpec(LitSpec):
 
 
 class WorkerServer(litserve.LitServer):
-    """LitServe for processes and devices; routes, queues and lifetimes of requests are ours."""
+    """LitServe for processes and devices; routes, queues and lifetimes of requests are ours.
 
-    def __init__(self, lit_api: litserve.LitAPI, **kwargs: Any) -> None:
+    Args:
+        lit_api: what runs in the workers.
+        devices_per_worker: neighbouring devices that one worker has together.
+
+    Raises:
+        StartError: if the devices cannot be shared out so.
+    """
+
+    devices: list[Any]
+
+    def __init__(self, lit_api: litserve.LitAPI, *, devices_per_worker: int = 1, **kwargs: Any) -> None:
         super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
+        self.devices = group_devices(self.devices, devices_per_worker)
         self._main_pid = os.getpid()  # this object is built in the main process and copied into the others
         self.monitor_internal = _MONITOR_SECONDS
         self._refusal = multiprocessing.get_context("fork").SimpleQueue()

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+
 from tru_vlm.engine.base import Engine
 from tru_vlm.settings import Settings
 
 
-def create_engine(settings: Settings, device: str) -> Engine:
+def create_engine(settings: Settings, device: str | Sequence[str]) -> Engine:
     """Load the model and make it ready, in a process that is the engine's own: it chooses PyTorch's threads.
 
     Args:
         settings: the server's configuration.
         device: where this engine runs: "cpu", "mps", "cuda" or "cuda:1"; chosen by the caller, one per worker.
+            Several cards for an engine that splits the model over them.
 
     Raises:
         ValueError: if the backend or the model cannot be used; the text names the setting.
     """
-    if settings.model_backend == "vllm":
-        raise ValueError("MODEL_BACKEND=vllm: this version has no vllm backend yet. Accepted: hf.")
+    devices = [device] if isinstance(device, str) else list(device)
+    return _create_vllm(settings, devices) if settings.model_backend == "vllm" else _create_hf(settings, devices[0])
+
+
+def _create_hf(settings: Settings, device: str) -> Engine:
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
     from tru_vlm.engine.hf.loading import leave_a_core
@@ -39,3 +48,34 @@ def create_engine(settings: Settings, device: str) -> Engine:
         cuda_graphs=settings.cuda_graphs,
     )
     return HfEngine.load(config)
+
+
+def _create_vllm(settings: Settings, devices: list[str]) -> Engine:
+    from tru_vlm.engine.vllm.config import VllmConfig
+    from tru_vlm.engine.vllm.engine import VllmEngine
+
+    kind = devices[0].partition(":")[0]
+    if kind not in {"cpu", "cuda"}:
+        raise ValueError(f"MODEL_BACKEND=vllm: vLLM does not run on {kind}. Accepted: DEVICE=cuda or DEVICE=cpu.")
+    # Ctrl-C goes to the whole group, and vLLM's processes would drop their requests at once: they drain with ours.
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    chunk_is_set = "prefill_chunk_tokens" in settings.model_fields_set
+    config = VllmConfig(
+        model_path=settings.model_path,
+        device="cuda" if kind == "cuda" else "cpu",
+        num_devices=len(devices),
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        gpu_memory_utilization=settings.vllm_gpu_memory_utilization,
+        max_batch_size=settings.max_batch_size,
+        max_context_tokens=settings.max_context_tokens,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        # The default is made for the hf engine; vLLM knows what its own kernels like.
+        prefill_chunk_tokens=settings.prefill_chunk_tokens if chunk_is_set else None,
+        prefix_cache=settings.prefix_cache,
+        media_cache=settings.feature_cache_bytes > 0,
+        cuda_graphs=settings.cuda_graphs,
+        more=json.loads(settings.vllm_engine_args),
+    )
+    return VllmEngine.load(config, devices)

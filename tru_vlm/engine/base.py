@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 from tru_vlm.errors import ErrorInfo
+from tru_vlm.processor.prompt import MediaLayout
 from tru_vlm.types import FinishReason, GenerationParams, MediaKind, Message, Usage
 
 
@@ -45,6 +46,12 @@ class MediaInput:
     timestamps_seconds: tuple[float, ...] = ()
     frames_indices: tuple[int, ...] = ()
     source_fps: float | None = None
+
+    @property
+    def layout(self) -> MediaLayout:
+        """Its size, as prompts are built from it."""
+        num_frames, _, height, width = self.frames.shape
+        return MediaLayout(self.kind, num_frames, height, width, self.timestamps_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,7 @@ class EngineDescription:
     """What was loaded, chosen once at start; shown in health.
 
     Attributes:
-        backend: "hf".
+        backend: "hf" or "vllm".
         model_path, model_type: the checkpoint's place and family.
         device, dtype: where it runs, and in which type it computes.
         attention, attention_reason: the kernel, and why it.
@@ -148,7 +155,7 @@ class EngineDescription:
         quantization: "none", what was asked for, or what the checkpoint itself is.
         num_parameters: of the whole model.
         full_weight_bytes: what the weights would take unquantized, in ``dtype``.
-        weight_bytes: what they take.
+        weight_bytes: what they take; 0 where the engine does not tell.
         context_tokens: most tokens of prompt, frames and answer together.
         versions: of the libraries that matter.
     """

@@ -9,8 +9,12 @@ import json
 import resource
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_CHARACTERS = 16_384
 MAX_SCHEMA_DEPTH = 32
@@ -21,6 +25,16 @@ ANY_OBJECT = '{"type": "object"}'
 
 STUCK = "no text satisfies it, or following it takes more than this server spends on a token"
 """Why an answer cannot go on."""
+
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+    "lenient": False,
+}
+"""How a value is written: on one line, as ``json.dumps`` writes it."""
 
 _TRIAL_CPU_SECONDS = 0.25
 _TRIAL_MEMORY_BYTES = 1 << 30
@@ -53,17 +67,7 @@ def json_grammar(schema: str) -> str:
         GrammarError: if the schema is no JSON object.
     """
     try:
-        return LLMatcher.grammar_from_json_schema(
-            schema,
-            overrides={
-                "whitespace_flexible": False,
-                "whitespace_pattern": None,
-                "item_separator": ", ",
-                "key_separator": ": ",
-                "coerce_one_of": True,
-                "lenient": False,
-            },
-        )
+        return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
     except ValueError:
         raise GrammarError("it is not a JSON object") from None
 
@@ -86,6 +90,21 @@ class _Bytes:
         return list(text.encode())
 
 
+def schema_objection(schema: str) -> str:
+    """What speaks against a schema, whatever the model's tokens are; "" when nothing does.
+
+    Raises:
+        GrammarError: if the schema is no JSON object.
+    """
+    tokens = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256)
+    matcher = LLMatcher(tokens, json_grammar(schema), log_level=0, limits=limits())
+    verdict = objection(matcher.get_error())
+    if not verdict:
+        matcher.compute_bitmask()
+        verdict = STUCK if matcher.is_error() else ""
+    return verdict
+
+
 def _try_schema() -> None:
     """Build the grammar of the schema on standard input; write llguidance's objection to it, or "".
 
@@ -97,12 +116,7 @@ def _try_schema() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_TRIAL_MEMORY_BYTES, _TRIAL_MEMORY_BYTES))
     signal.setitimer(signal.ITIMER_PROF, _TRIAL_CPU_SECONDS)
     try:
-        tokens = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=257, eos_token=256)
-        matcher = LLMatcher(tokens, json_grammar(schema), log_level=0, limits=limits())
-        verdict = objection(matcher.get_error())
-        if not verdict:
-            matcher.compute_bitmask()
-            verdict = STUCK if matcher.is_error() else ""
+        verdict = schema_objection(schema)
     except GrammarError as error:
         verdict = str(error)
     json.dump(verdict, sys.stdout)

@@ -35,10 +35,10 @@ def patchify(
         start: first temporal patch.
         stop: end of the range of temporal patches; None is the end of the video.  Where T is no multiple of the
             temporal patch size, the last frame is repeated.
-        dtype: of the result; None is float32.
+        dtype: of the result; None is float32.  uint8 leaves the bytes as they are.
 
     Returns:
-        (n * h * w, 3 * temporal_patch_size * patch_size**2): values in [-1, 1]; rows ordered by time, then by
+        (n * h * w, 3 * temporal_patch_size * patch_size**2): values in [-1, 1], or bytes; rows ordered by time, then by
         blocks of spatial_merge_size**2 patches that become one visual token.
     """
     import torch
@@ -59,6 +59,8 @@ def patchify(
     )
     # Reordered as bytes, a quarter of the memory traffic of reordering floats.
     patches = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * temporal_patch_size * patch_size**2)
+    if dtype is torch.uint8:
+        return patches
     values = patches.to(torch.float32).sub_(PIXEL_MIDDLE).div_(PIXEL_MIDDLE)
     return values if dtype is None else values.to(dtype)
 

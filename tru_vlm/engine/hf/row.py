@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tru_vlm.engine.base import EngineRequest, EngineTimings, MediaInput
+from tru_vlm.engine.base import EngineRequest, EngineTimings
 from tru_vlm.engine.hf.block_chain import BlockChain
 from tru_vlm.engine.hf.detokenizer import TextStream
 from tru_vlm.engine.hf.grammar import Grammars
@@ -18,7 +18,7 @@ from tru_vlm.engine.hf.scheduler import Chunk, Sequence
 from tru_vlm.engine.hf.vision import VisualInputs
 from tru_vlm.processor.positions import mrope_positions
 from tru_vlm.processor.profile import ModelProfile
-from tru_vlm.processor.prompt import MediaLayout, Prompt, build_prompt
+from tru_vlm.processor.prompt import Prompt, build_prompt
 from tru_vlm.types import Usage
 
 
@@ -139,7 +139,7 @@ def prepare_row(
         InvalidRequestError: if messages and media do not belong together, or the JSON schema cannot be followed.
         ValueError: if a frame's size does not fit the model.
     """
-    prompt = build_prompt(profile, request.messages, [_layout(media) for media in request.media])
+    prompt = build_prompt(profile, request.messages, [media.layout for media in request.media])
     positions, rope_delta = mrope_positions(
         prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
     )
@@ -163,8 +163,3 @@ def prepare_row(
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),
     )
-
-
-def _layout(media: MediaInput) -> MediaLayout:
-    num_frames, _, height, width = media.frames.shape
-    return MediaLayout(media.kind, num_frames, height, width, media.timestamps_seconds)

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tru_vlm.engine.fit import check_fits
 from tru_vlm.engine.hf.kv_cache import BlockManager, BlockTable
-from tru_vlm.errors import ContextLengthError
 
 OLDEST_SHARE = 4
 """The oldest prefilling sequence gets at least 1/4 of a step's prompt tokens; the shortest gets the rest first."""
@@ -119,16 +119,13 @@ class Scheduler:
         Raises:
             ContextLengthError: with the numbers.
         """
-        wanted = num_prompt_tokens + max_new_tokens
-        asked = (
-            f"The prompt has {num_prompt_tokens} tokens, {num_visual_tokens} of them visual, and max_tokens is "
-            f"{max_new_tokens}: {wanted} together. "
+        check_fits(
+            num_prompt_tokens=num_prompt_tokens,
+            num_visual_tokens=num_visual_tokens,
+            max_new_tokens=max_new_tokens,
+            context_tokens=self._context_tokens,
+            kv_cache_tokens=self._blocks.capacity_tokens,
         )
-        advice = " Ask for fewer or smaller frames, a shorter prompt, or fewer max_tokens."
-        if wanted > self._context_tokens:
-            raise ContextLengthError(f"{asked}The context has room for {self._context_tokens}.{advice}")
-        if wanted > self._blocks.capacity_tokens:
-            raise ContextLengthError(f"{asked}The KV cache has room for {self._blocks.capacity_tokens}.{advice}")
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence that fits at the end of the queue."""

@@ -1,0 +1,311 @@
+"""What is the vllm engine's own: its configuration, its caches, its errors, its processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import psutil
+import pytest
+from engine_helpers import drive, request, video
+from support import ROOT, require_vllm
+
+from demo_model.generator import clip_spec, render_frame
+from demo_model.questions import DEFAULT_QUESTION
+from tru_vlm.engine import create_engine
+from tru_vlm.engine.base import FailEvent, MediaInput
+from tru_vlm.engine.vllm import installed
+from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
+from tru_vlm.engine.vllm.environment import VISIBLE, prepare_environment, visible_devices
+from tru_vlm.engine.vllm.guardian import MARK, marked
+from tru_vlm.settings import SettingsError, load_settings
+
+
+def arguments(**config):
+    return engine_arguments(VllmConfig("demo", **config), resolved_path="/model", block_tokens=16)
+
+
+def test_settings_become_vllms_arguments():
+    cuda = arguments(
+        device="cuda",
+        num_devices=2,
+        max_batch_size=64,
+        max_context_tokens=4096,
+        quantization="int4",
+        prefix_cache=False,
+    )
+    expected = {
+        "model": "/model",
+        "dtype": "bfloat16",
+        "quantization": "bitsandbytes",
+        "tensor_parallel_size": 2,
+        "max_model_len": 4096,
+        "max_num_seqs": 64,
+        "enable_prefix_caching": False,
+        "enforce_eager": False,
+    }
+    assert cuda.items() >= expected.items()
+    assert not cuda.keys() & {"max_num_batched_tokens", "num_gpu_blocks_override", "kv_cache_memory_bytes"}
+    assert arguments(device="cuda", cuda_graphs=False)["enforce_eager"]
+    assert arguments(device="cuda", quantization="fp8")["quantization"] == "fp8"
+    cpu = arguments(kv_cache_tokens=1000, prefill_chunk_tokens=16, max_batch_size=32)
+    assert (cpu["dtype"], cpu["enforce_eager"]) == ("float32", True)
+    assert (cpu["num_gpu_blocks_override"], cpu["max_num_batched_tokens"]) == (64, 32)
+    assert arguments()["kv_cache_memory_bytes"] > 0
+    assert arguments(media_cache=False)["mm_processor_cache_gb"] == 0
+    assert arguments(more={"kv_cache_dtype": "fp8", "block_size": 32}).items() >= {"block_size": 32}.items()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quantization": "int8", "device": "cuda"}, "QUANTIZATION=int8: vLLM.*none, int4, fp8"),
+        ({"quantization": "int4"}, "QUANTIZATION=int4: .*needs a CUDA card"),
+    ],
+)
+def test_a_quantization_that_vllm_has_not_is_refused(config, words):
+    with pytest.raises(ValueError, match=words):
+        arguments(**config)
+
+
+def test_a_wrong_argument_is_named():
+    with pytest.raises(ValueError, match=r"no argument 'kv_cache_dtpe'\. Did you mean kv_cache_dtype"):
+        check_names({"kv_cache_dtpe": "fp8"}, {"kv_cache_dtype", "seed"})
+    with pytest.raises(ValueError, match="max_num_seqs is set by MAX_BATCH_SIZE"):
+        check_names({"max_num_seqs": 3}, {"max_num_seqs"})
+    with pytest.raises(ValueError, match="video_pruning_rate cannot be set"):
+        check_names({"video_pruning_rate": 0.5}, {"video_pruning_rate"})
+    check_names({"kv_cache_dtype": "fp8"}, {"kv_cache_dtype"})
+
+
+@pytest.mark.parametrize("value", ["{", "[]", "3"])
+def test_arguments_that_are_no_json_object_are_refused(value):
+    with pytest.raises(SettingsError, match=r"VLLM_ENGINE_ARGS=.*it is"):
+        load_settings(None, vllm_engine_args=value)
+
+
+def test_every_argument_is_vllms():
+    require_vllm()
+    import dataclasses
+
+    from vllm import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    everything = arguments(device="cuda", kv_cache_tokens=64, prefill_chunk_tokens=64, media_cache=False)
+    assert everything.keys() | arguments().keys() <= known
+
+
+def test_a_missing_or_old_vllm_is_told_with_what_helps(monkeypatch):
+    def nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed, "version", nothing)
+    with pytest.raises(ValueError, match=r"MODEL_BACKEND=vllm: .*pip install 'tru-vlm\[vllm\]'"):
+        create_engine(load_settings(None, model_backend="vllm"), "cpu")
+    monkeypatch.setattr(installed, "version", lambda name: "0.31.2+cu129")
+    with pytest.raises(ValueError, match=r"MODEL_BACKEND=vllm: vllm 0.31.2\+cu129 .*0.32 or newer"):
+        installed.vllm_version()
+    monkeypatch.setattr(installed, "version", lambda name: "0.32.0+cpu")
+    assert installed.vllm_version() == "0.32.0+cpu"
+
+
+def test_mps_is_refused():
+    with pytest.raises(ValueError, match="MODEL_BACKEND=vllm: vLLM does not run on mps"):
+        create_engine(load_settings(None, model_backend="vllm"), "mps:0")
+
+
+def test_a_worker_sees_its_own_cards_only():
+    assert visible_devices(["cuda:2", "cuda:3"], {}) == "2,3"
+    assert visible_devices(["cuda:1"], {VISIBLE: "4,5,GPU-aa"}) == "5"
+    assert visible_devices(["cuda"], {VISIBLE: "7"}) == "7"
+    with pytest.raises(ValueError, match="has 1 devices; wanted cuda:0, cuda:1"):
+        visible_devices(["cuda:0", "cuda:1"], {VISIBLE: "7"})
+    environment = {"VLLM_NO_USAGE_STATS": "0", "VLLM_WORKER_MULTIPROC_METHOD": "fork"}
+    prepare_environment(["cuda:1"], environment)
+    assert environment == {
+        "VLLM_NO_USAGE_STATS": "0",  # the operator's
+        "SPT_NOENV": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        VISIBLE: "1",
+    }
+    environment = {}
+    prepare_environment(["cpu"], environment)
+    assert VISIBLE not in environment
+
+
+def gone(pids, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the guardian looks into /proc, and so does vLLM's world")
+def test_the_guardian_ends_marked_children_when_its_maker_is_killed():
+    code = """
+import os, subprocess, sys, time
+from tru_vlm.engine.vllm.guardian import Guardian, MARK
+guardian = Guardian("mark-of-a-test")
+other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+os.environ[MARK] = "mark-of-a-test"
+child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid"
+subprocess.Popen([sys.executable, "-c", child + "; time.sleep(600)"])
+print(other.pid, guardian._process.pid, flush=True)
+time.sleep(600)
+"""
+    maker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    other, guardian = map(int, maker.stdout.readline().split())
+    deadline = time.monotonic() + 20
+    while len(children := marked("mark-of-a-test")) < 2:
+        assert time.monotonic() < deadline
+    maker.kill()
+    maker.wait()
+    maker.stdout.close()
+    gone([*children, guardian])
+    assert psutil.pid_exists(other), "it was not marked"
+    psutil.Process(other).kill()
+    assert MARK not in os.environ
+
+
+def test_the_description(vllm_engine, profile):
+    said = vllm_engine.description
+    assert (said.backend, said.device, said.dtype, said.quantization) == ("vllm", "cpu", "float32", "none")
+    assert said.context_tokens == profile.context_tokens
+    assert said.weight_bytes == said.full_weight_bytes == 4 * said.num_parameters
+    assert set(said.versions) == {"vllm", "torch", "transformers"}
+    assert vllm_engine.stats().kv_cache_tokens == 8192
+
+
+def test_the_parameters_are_counted_as_the_hf_engine_counts_them(vllm_engine, make_engine):
+    assert vllm_engine.description.num_parameters == make_engine().description.num_parameters
+
+
+def test_an_abort_reaches_vllm(vllm_engine):
+    vllm_engine.submit(request("a", video(1), max_tokens=4000, ignore_eos=True))
+    while not vllm_engine._jobs["a"].num_generated:
+        vllm_engine.step()
+    vllm_engine.abort("a")
+    deadline = time.monotonic() + 20
+    while vllm_engine._recorder.num_running or vllm_engine._recorder.kv_cache_usage:
+        assert time.monotonic() < deadline, "vLLM goes on with it"
+    made = vllm_engine.stats().num_generated_tokens
+    drive(vllm_engine)
+    assert vllm_engine.stats().num_generated_tokens == made < 4000
+
+
+def test_an_aborted_request_that_vllm_has_not_seen_is_never_made(vllm_engine):
+    before = vllm_engine.stats().num_generated_tokens
+    for _ in range(20):
+        vllm_engine.submit(request("a", video(2, 12), max_tokens=400, ignore_eos=True))
+        vllm_engine.abort("a")
+        vllm_engine.step()
+    drive(vllm_engine, [request("b", max_tokens=2, ignore_eos=True)])
+    deadline = time.monotonic() + 20
+    while vllm_engine._recorder.num_running:
+        assert time.monotonic() < deadline
+    assert vllm_engine.stats().num_generated_tokens - before < 20 * 20
+
+
+def test_media_that_vllm_has_are_not_sent_again(vllm_engine):
+    clip = video(501, 8)
+    before = vllm_engine.stats()
+    texts = [drive(vllm_engine, [request("a", clip)])["a"].text for _ in range(2)]
+    after = vllm_engine.stats()
+    assert after.mm_cache_queries - before.mm_cache_queries == 8  # twice four temporal patches
+    assert after.mm_cache_hits - before.mm_cache_hits == 4
+    assert texts[0] == texts[1]
+
+
+def test_media_that_vllm_has_lost_are_sent_again(vllm_engine):
+    clip = video(502, 8)
+    texts = [drive(vllm_engine, [request("a", clip)])["a"].text]
+    # As if the other process had thrown it away: this one believes that it is there.
+    cache = vllm_engine._runner.llm.renderer.mm_processor_cache
+    other = video(503, 8)
+    (key,) = [name for name in cache._cache if name.startswith(f"video-{clip.content_key}-")]
+    cache._cache[key.replace(clip.content_key, other.content_key)] = cache._cache[key]
+    outcome = drive(vllm_engine, [request("b", other)])["b"]
+    assert outcome.reason == "stop"
+    assert outcome.text == drive(vllm_engine, [request("b", other)])["b"].text
+    texts.append(drive(vllm_engine, [request("a", clip)])["a"].text)
+    assert texts[0] == texts[1]
+
+
+def test_what_vllm_says_of_an_error_is_not_told(vllm_engine, monkeypatch):
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    from tru_vlm.engine.vllm.engine import as_answer
+
+    async def refuse(*arguments):
+        raise VLLMValidationError("secret")
+        yield
+
+    async def break_down(*arguments):
+        raise EngineGenerateError from OSError("secret")
+        yield
+
+    for broken, code in ((refuse, "invalid_value"), (break_down, "internal_error")):
+        with monkeypatch.context() as patch:
+            patch.setattr(vllm_engine._runner.llm, "generate", broken)
+            end = drive(vllm_engine, [request("a")])["a"].end
+        assert isinstance(end, FailEvent)
+        assert end.error.code == code
+        assert "secret" not in end.error.message
+    assert as_answer(ValueError("secret")).status == 500
+
+
+def clip_input(seed):
+    spec = clip_spec(seed, num_events=1 + seed % 2)
+    times = [index / 2 for index in range(int(min(spec.duration_seconds, 8.0) * 2))]
+    frames = np.stack([render_frame(spec, seconds, 96, 128) for seconds in times]).transpose(0, 3, 1, 2)
+    return MediaInput("video", np.ascontiguousarray(frames), f"clip-{seed}", tuple(times), (), spec.fps)
+
+
+def test_greedy_answers_are_the_hf_engines(vllm_engine, make_engine):
+    items = [request(str(seed), clip_input(seed), prompt=DEFAULT_QUESTION, max_tokens=64) for seed in range(24)]
+    ours = drive(make_engine(max_batch_size=4), items)
+    theirs = drive(vllm_engine, items)
+    same = sum(ours[item.id].text == theirs[item.id].text for item in items)
+    assert len({outcome.text for outcome in ours.values()}) > 12, "the clips are all alike"
+    assert same >= 23, [(ours[i.id].text, theirs[i.id].text) for i in items if ours[i.id].text != theirs[i.id].text]
+
+
+def test_when_vllms_process_dies_the_step_says_so():
+    """In a process of its own: the engine cannot be used afterwards."""
+    require_vllm()
+    code = """
+import sys
+import psutil
+sys.path.insert(0, "tests/engine")
+if __name__ == "__main__":
+    from engine_helpers import request
+    from tru_vlm.engine.vllm.config import VllmConfig
+    from tru_vlm.engine.vllm.engine import EngineLostError, VllmEngine
+    engine = VllmEngine.load(VllmConfig("demo", kv_cache_tokens=2048, max_batch_size=2))
+    engine.submit(request("a", max_tokens=1000, ignore_eos=True))
+    while not engine._jobs["a"].num_generated:
+        engine.step()
+    family = {p: p.name() + " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)}
+    family = {process: name for process, name in family.items() if "resource_tracker" not in name}
+    (core,) = [process for process, name in family.items() if "EngineCore" in name]
+    core.kill()
+    try:
+        while True:
+            assert engine.has_work()
+            engine.step()
+    except EngineLostError:
+        print("LOST")
+    engine.close()
+    _, alive = psutil.wait_procs(list(family), timeout=10)
+    print("LEFT", alive)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False, cwd=ROOT
+    )
+    assert "LOST" in result.stdout, result.stdout + result.stderr
+    assert "LEFT []" in result.stdout, result.stdout

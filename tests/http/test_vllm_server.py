@@ -1,0 +1,127 @@
+"""A server on vLLM, end to end: it answers, stops, drains, and leaves no process behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+import requests
+from client import TIMEOUT, error_of, events, upload, upload_stream
+from support import STOP_SECONDS, Server, require_vllm, start_server
+
+VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
+GONE_SECONDS = 40
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    require_vllm()
+    running = start_server(tmp_path_factory.mktemp("vllm"), **VLLM)
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def health(server: Server) -> dict:
+    return requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()
+
+
+def family_of(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    return [psutil.Process(worker["pid"]) for worker in health(server)["workers"]]
+
+
+def until(condition, seconds: float = GONE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_health_says_what_runs(vllm_server: Server) -> None:
+    (worker,) = health(vllm_server)["workers"]
+    engine = worker["engine"]
+    assert worker["state"] == "ready"
+    assert (engine["backend"], engine["device"], engine["dtype"]) == ("vllm", "cpu", "float32")
+    assert engine["attention"] == "CPU_ATTN"
+    assert engine["versions"]["vllm"].startswith("0.")
+    assert worker["stats"]["kv_cache_tokens"] == 16384
+
+
+def test_it_answers_correctly_and_a_second_question_finds_what_the_first_computed(
+    vllm_server: Server, clips: dict[str, Path]
+) -> None:
+    first = upload(vllm_server.base, clips["one"]).json()
+    assert first["text"] == "A red circle moves left."
+    assert first["finish_reason"] == "stop"
+    assert first["usage"]["video_tokens"] > 0
+    assert upload(vllm_server.base, clips["two"]).json()["text"].startswith("A red circle moves left. Then, at <")
+    second = upload(vllm_server.base, clips["one"]).json()
+    assert second["text"] == first["text"]
+    assert second["usage"]["cached_tokens"] > 0
+    (worker,) = health(vllm_server)["workers"]
+    assert worker["stats"]["mm_cache_hits"] > 0
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips: dict[str, Path]) -> None:
+    refused = upload(vllm_server.base, clips["one"], prompt="word " * 19_000, max_tokens=8)
+    assert refused.status_code == 400
+    error = error_of(refused)
+    assert error["code"] == "context_length_exceeded"
+    assert "The KV cache has room for 16384." in error["message"]
+
+
+def test_a_client_that_leaves_stops_the_answer(vllm_server: Server, clips: dict[str, Path]) -> None:
+    response = upload_stream(vllm_server.base, clips["two"], max_tokens=2000, ignore_eos="true")
+    assert any(name == "delta" for name, _ in events(response))
+    response.close()
+    until(lambda: health(vllm_server)["workers"][0]["stats"]["num_running"] == 0)
+    assert health(vllm_server)["workers"][0]["stats"]["num_generated_tokens"] < 2000
+
+
+def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[str, Path]) -> None:
+    family = family_of(vllm_server)
+    assert any("VLLM" in process.name() for process in family), [process.name() for process in family]
+    stream = events(upload_stream(vllm_server.base, clips["one"], max_tokens=400, ignore_eos="true"))
+    seen = [next(stream)]
+    while seen[-1][0] != "delta":
+        seen.append(next(stream))
+    statuses: list[int] = []
+    stopping = Thread(target=lambda: statuses.append(vllm_server.stop()))
+    stopping.start()
+    seen += stream
+    stopping.join(STOP_SECONDS)
+    assert (seen[-1][0], seen[-1][1]["finish_reason"]) == ("done", "length")
+    assert statuses == [0]
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    assert not alive, alive
+
+
+def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
+    """First the worker, which takes its vLLM along; then the server, while the next worker starts another."""
+    require_vllm()
+    server = start_server(tmp_path, **VLLM)
+    everybody = set(family_of(server))
+    (worker,) = workers_of(server)
+    its_own = worker.children(recursive=True)
+    assert len(its_own) >= 3
+    worker.kill()
+    _, alive = psutil.wait_procs(its_own, timeout=GONE_SECONDS)
+    assert not alive, alive
+
+    def next_one_starts() -> bool:
+        everybody.update(family_of(server))
+        return any("VLLM" in process.name() for process in everybody if process.is_running())
+
+    until(next_one_starts)
+    server.process.kill()
+    server.process.wait(TIMEOUT)
+    _, alive = psutil.wait_procs(list(everybody), timeout=GONE_SECONDS)
+    assert not alive, alive

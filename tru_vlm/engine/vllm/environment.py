@@ -1,0 +1,47 @@
+"""What vLLM must find in its environment, and which cards are a worker's.  Run before vLLM is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",  # a self-hosted server tells nobody what it does
+    # setproctitle would write over the memory in which guardian.py looks for its mark.
+    "SPT_NOENV": "1",
+}
+_FORCED = {
+    # A forked child would inherit the worker's threads and sockets, and on CUDA could not use the card.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+def prepare_environment(devices: Sequence[str], environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what vLLM reads when it is imported; what the operator has set stays.
+
+    Args:
+        devices: the worker's, as ``"cuda:2"`` or ``"cpu"``.
+        environment: where to set it.
+    """
+    for name, value in _DEFAULTS.items():
+        environment.setdefault(name, value)
+    environment.update(_FORCED)
+    if not all(device == "cpu" for device in devices):
+        environment[VISIBLE] = visible_devices(devices, environment)
+
+
+def visible_devices(devices: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The value of ``CUDA_VISIBLE_DEVICES`` that leaves only these: numbers count what is visible now.
+
+    Raises:
+        ValueError: if one of them is not visible.
+    """
+    numbers = [int(device.partition(":")[2] or 0) for device in devices]
+    if not environment.get(VISIBLE):
+        return ",".join(map(str, numbers))
+    visible = [name.strip() for name in environment[VISIBLE].split(",")]
+    if max(numbers) >= len(visible):
+        raise ValueError(f"{VISIBLE}={environment[VISIBLE]} has {len(visible)} devices; wanted {', '.join(devices)}.")
+    return ",".join(visible[number] for number in numbers)

@@ -1,0 +1,80 @@
+"""A process that outlives its maker by a moment, and ends the children that the maker left behind.
+
+vLLM starts processes that do not notice when the worker that started them is killed: they would keep the card.  All of
+them have a mark in their environment.  Run by path with the mark as its argument, this file waits until the other end
+of its standard input is closed, which the system does however the maker ends, and then kills whoever bears the mark.
+
+It knows nothing of vLLM, and of this project's other modules.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MARK = "TRU_VLM_CHILD_OF"
+_PROC = Path("/proc")
+_ROUNDS = 50
+_PAUSE_SECONDS = 0.1
+
+
+class Guardian:
+    """The guardian of one process's children, as their maker sees it.
+
+    Args:
+        mark: tells the children from everybody else's.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this file
+            [sys.executable, "-I", "-S", __file__, mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # what is sent to the maker's group is not for it
+        )
+
+    def close(self) -> None:
+        """Have it end the children that are left, and wait until it has."""
+        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def marked(mark: str) -> list[int]:
+    """The processes whose environment has the mark when they start; not this one."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for folder in _PROC.iterdir():
+        if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:  # gone, or another user's
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return found
+
+
+def _watch(mark: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    for _ in range(_ROUNDS):  # one that is just starting another is seen in the next round
+        left = marked(mark)
+        if not left:
+            return
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(_PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    _watch(sys.argv[1])
