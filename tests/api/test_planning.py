@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo_model.generator import ClipSpec, Event, encode
+from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
 from tru_vlm.api.planning import Planner, RequestPlan
-from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.engine.base import EngineDescription, EngineStats
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.settings import Settings
-from tru_vlm.types import GenerationParams, StatusEvent, VideoInfo, VideoParams
+from tru_vlm.types import GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
 from tru_vlm.video.media import MediaProbe
 from tru_vlm.video.service import VideoService
 
@@ -66,18 +66,18 @@ def planner_of(profile: ModelProfile, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def ask(params: VideoParams = FIT, *, prompt: str = "What happens?", max_tokens: int | None = None) -> InferenceRequest:
+    text = (TextPart(prompt),) if prompt else ()
     return InferenceRequest(
-        prompt=prompt,
-        video_params=params,
+        messages=(Message("user", (MediaPart(0), *text)),),
+        media=(MediaRequest("http://host/clip.mp4", params, param="video_url"),),
         generation=GenerationParams(max_tokens=max_tokens or 2048, temperature=0.0),
         max_tokens_is_default=max_tokens is None,
         stream=False,
-        video_url="http://host/clip.mp4",
     )
 
 
 def plan(planner: Planner, request: InferenceRequest, probe: MediaProbe = CLIP) -> RequestPlan:
-    return asyncio.run(planner.plan(probe, request))
+    return asyncio.run(planner.plan([probe], request))
 
 
 @pytest.mark.parametrize("probe", [CLIP, PICTURE])
@@ -87,7 +87,7 @@ def test_the_numbers_are_those_of_the_prompt_that_would_be_built(
 ) -> None:
     request = ask(VideoParams(), prompt=prompt, max_tokens=50)
     planned = plan(planner_of(30_000), request, probe)
-    sampling = planned.sampling
+    sampling = planned.media[0].sampling
     layout = MediaLayout(sampling.kind, sampling.num_frames, sampling.height, sampling.width, sampling.frame_timestamps)
     built = build_prompt(profile, request.messages, [layout])
     tokens = planned.tokens
@@ -108,7 +108,7 @@ def test_an_open_answer_has_room_in_a_fitted_request(planner_of: PlannerOf) -> N
     assert (plain.tokens.fits, plain.tokens.answer) == (True, 1)
     assert fitted.tokens.fits
     assert fitted.tokens.answer >= fitted.tokens.context // 4
-    assert fitted.sampling.video_tokens < plain.sampling.video_tokens
+    assert fitted.tokens.video < plain.tokens.video
 
 
 def test_a_kv_cache_that_is_smaller_than_the_context_is_what_counts(planner_of: PlannerOf) -> None:
@@ -163,7 +163,7 @@ def test_questions_of_about_the_same_length_see_the_same_frames(planner_of: Plan
     long = replace(CLIP, duration_seconds=600.0, num_frames=15_000)
     plans = [plan(planner, ask(prompt="why? " * number, max_tokens=100), long) for number in range(1, 40)]
     assert all(planned.tokens.fits for planned in plans)
-    assert len({planned.allowance for planned in plans}) <= 4
+    assert len({planned.media[0].allowance for planned in plans}) <= 4
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -191,16 +191,18 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     truth = replace(CLIP, duration_seconds=true_seconds, num_frames=max(1, round(true_seconds * 25)))
     found = VideoInfo("video", 2, 32, 64, 240, 320, 2, "pyav", duration_seconds=true_seconds, source_fps=25.0)
     planned = plan(planner, request, told)
-    again = asyncio.run(planner.plan_again(planned, found, request))
+    again = asyncio.run(planner.plan_again(planned, [found], request))
     for one in (planned, again):
-        is_smallest = (one.sampling.num_frames, one.sampling.height, one.sampling.width) == (2, 32, 64)
+        sampling = one.media[0].sampling
+        is_smallest = (sampling.num_frames, sampling.height, sampling.width) == (2, 32, 64)
         assert one.tokens.fits or is_smallest
     # What the decoder makes of the second plan's bounds and the frames that there are.
     videos = planner._videos
-    bounds = videos._settle(again.probe, request.video_params, planner.bounds, again.allowance).sampling
+    (media,), (item,) = again.media, request.media
+    bounds = videos._settle(media.probe, item.params, planner.bounds, media.allowance).sampling
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
-    assert planner._count(request, layout).fits or is_smallest
+    assert planner._count(request, [layout]).fits or is_smallest
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
