@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from demo_model.generator import ClipSpec, Event, encode
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
-from tru_vlm.api.planning import Planner, RequestPlan
+from tru_vlm.api.planning import Planner, RequestPlan, share_tokens
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.engine.base import EngineDescription, EngineStats
 from tru_vlm.processor.profile import ModelProfile, load_profile
@@ -257,3 +257,98 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
             await service.close()
 
     asyncio.run(scenario())
+
+
+# ---- several videos and images --------------------------------------------------------------------------------------
+
+
+@given(needs=st.lists(st.integers(0, 5000), max_size=8), tokens=st.integers(0, 20_000))
+def test_shares_are_fair(needs: list[int], tokens: int) -> None:
+    parts = share_tokens(needs, tokens)
+    assert sum(parts) <= tokens
+    if not needs:
+        return
+    last = max(range(len(needs)), key=lambda index: (needs[index], index))
+    for index, part in enumerate(parts):
+        assert part <= needs[index] or index == last
+    short = [part for part, need in zip(parts, needs, strict=True) if part < need]
+    if short:  # nobody has more than one that had to give something up, but for the rounding
+        assert max(parts) <= min(short) * 33 / 32 + 33
+    elif sum(needs) <= tokens:
+        assert all(part >= need for part, need in zip(parts, needs, strict=True) if need < 64)
+
+
+def conversation(*params: VideoParams, max_tokens: int = 100) -> InferenceRequest:
+    media = tuple(
+        MediaRequest(f"http://host/{number}.mp4", each, param=f"part.{number}", sampling_param=f"part.{number}")
+        for number, each in enumerate(params)
+    )
+    turns = tuple(
+        message
+        for number in range(len(params))
+        for message in (
+            Message("user", (MediaPart(number), TextPart(f"What is {number}?"))),
+            Message("assistant", (TextPart("A red circle moves left."),)),
+        )
+    )
+    return replace(ask(max_tokens=max_tokens), messages=turns, media=media)
+
+
+def test_a_conversations_numbers_are_those_of_its_prompt(planner_of: PlannerOf, profile: ModelProfile) -> None:
+    request = conversation(VideoParams(), VideoParams(fps=1.0), VideoParams())
+    planned = asyncio.run(planner_of(30_000).plan([CLIP, CLIP, PICTURE], request))
+    layouts = [
+        MediaLayout(s.kind, s.num_frames, s.height, s.width, s.frame_timestamps)
+        for s in (media.sampling for media in planned.media)
+    ]
+    built = build_prompt(profile, request.messages, layouts)
+    assert (planned.tokens.text + planned.tokens.video, planned.tokens.video) == (
+        built.num_tokens,
+        built.num_visual_tokens,
+    )
+    assert [media.sampling.num_frames for media in planned.media] == [40, 20, 1]
+
+
+def test_of_several_the_largest_are_fitted_and_the_small_ones_left_alone(planner_of: PlannerOf) -> None:
+    short = replace(CLIP, duration_seconds=2.0, num_frames=50)
+    probes = [replace(CLIP, duration_seconds=60.0, num_frames=1500), short, PICTURE, CLIP]
+    free = conversation(*[VideoParams()] * 4)
+    request = conversation(FIT, FIT, FIT, VideoParams())
+    planner = planner_of(1000)
+    whole, fitted = (asyncio.run(planner.plan(probes, each)) for each in (free, request))
+    assert (whole.tokens.fits, fitted.tokens.fits) == (False, True)
+    assert [media.allowance is not None for media in fitted.media] == [True, False, False, False]
+    assert whole.media[1:] == fitted.media[1:]
+    assert fitted.media[0].sampling.video_tokens < whole.media[0].sampling.video_tokens
+    assert fitted.tokens.total > 0.8 * fitted.tokens.context, "most of what is there is used"
+
+
+def test_a_refusal_names_the_video_that_could_be_made_smaller(planner_of: PlannerOf) -> None:
+    request = conversation(FIT, VideoParams(fps=10.0), max_tokens=10)
+    planner = planner_of(500)
+    planned = asyncio.run(planner.plan([CLIP, CLIP], request))
+    assert not planned.tokens.fits
+    assert planner.refusal(planned.tokens, request).param == "part.1.max_frames"
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    context=st.integers(200, 3000),
+    told=st.lists(st.floats(0.2, 600), min_size=2, max_size=4),
+    factors=st.lists(st.floats(0.1, 50), min_size=4, max_size=4),
+)
+def test_several_that_are_fitted_fit_also_when_their_headers_lied(
+    *, planner_of: PlannerOf, context: int, told: list[float], factors: list[float]
+) -> None:
+    planner = planner_of(context)
+    request = conversation(*[FIT] * len(told), max_tokens=20)
+    probes = [replace(CLIP, duration_seconds=s, num_frames=max(1, round(s * 25))) for s in told]
+    planned = asyncio.run(planner.plan(probes, request))
+    true_seconds = [s * factor for s, factor in zip(told, factors, strict=False)]
+    found = [
+        VideoInfo("video", 2, 32, 64, 240, 320, 2, "pyav", duration_seconds=s, source_fps=25.0) for s in true_seconds
+    ]
+    again = asyncio.run(planner.plan_again(planned, found, request))
+    for one in (planned, again):
+        sizes = {(m.sampling.num_frames, m.sampling.height, m.sampling.width) for m in one.media}
+        assert one.tokens.fits or sizes == {(2, 32, 64)}, one.tokens
