@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from demo_model.generator import ClipSpec, Event, encode
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
-from tru_vlm.api.planning import Planner, RequestPlan, share_tokens
+from tru_vlm.api.planning import Planner, RequestPlan
 from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.engine.base import EngineDescription, EngineStats
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt

@@ -11,7 +11,6 @@ from typing import Any
 import openai
 import pytest
 from client import QUESTION, TIMEOUT
-from conftest import RED_CIRCLE_LEFT
 from openai.types.chat import ChatCompletion
 from support import Server
 
@@ -274,7 +273,3 @@ def test_nothing_is_left_on_disk(server: Server, clips: dict[str, Path]) -> None
     with pytest.raises(openai.APIStatusError):
         ask(server, user(video(clips["one"]), video(clips["zero"]), video(clips["two"]), text(QUESTION)))
     assert files() == before
-
-
-def test_the_generator_made_what_the_answers_tell() -> None:
-    assert RED_CIRCLE_LEFT.events == (Event("red", "circle", "moves left"),)

@@ -3,9 +3,7 @@
 A plan rests on what a file's header says; what was really decoded is counted again before a worker gets it.  ``fit``
 changes nothing for a request that fits: its frames are the same ones, also in the cache.
 
-Of several videos and images, those with ``fit`` share what the rest leaves.  Each may take an equal part; what needs
-less is left alone, and what it leaves over is shared by the others.  So the longest videos are reduced first, a small
-picture beside them not at all, and what has no ``fit`` never.
+Of several videos and images, those with ``fit`` share what the rest leaves (:mod:`tru_vlm.api.token_shares`).
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
+from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.errors import ContextLengthError
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import MediaLayout, count_prompt_tokens
@@ -26,10 +25,6 @@ from tru_vlm.video.service import VideoService
 _ANSWER_SHARE = 4
 """With ``fit``, an answer of no stated length has room for the default length, but for no more than this part of the
 context."""
-
-_ALLOWANCE_BITS = 6
-"""What a fitted video may take is rounded down to so many significant bits, by less than a thirty-second, so that two
-questions of about the same length see the same frames, and the second one finds them in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,23 +304,6 @@ class Planner:
         shortest = text()
         timestamps = [text(i) - shortest if probe.kind == "video" else 0 for i, probe in enumerate(probes)]
         return shortest - sum(timestamps), timestamps
-
-
-def share_tokens(needs: Sequence[int], tokens: int) -> list[int]:
-    """Parts of ``tokens`` for media that need so many each, as the module's docstring tells.
-
-    A part that is less than the need is rounded down (see :data:`_ALLOWANCE_BITS`); the one with the greatest need gets
-    all that is left over.
-    """
-    parts = [0] * len(needs)
-    in_order = sorted(range(len(needs)), key=needs.__getitem__)
-    for rank, index in enumerate(in_order, start=1):
-        fair = tokens // (len(needs) - rank + 1)
-        step = 1 << max(0, fair.bit_length() - _ALLOWANCE_BITS)
-        is_enough = needs[index] <= fair and rank < len(needs)
-        parts[index] = needs[index] if is_enough else fair // step * step
-        tokens -= parts[index]
-    return parts
 
 
 def sampling_bounds(settings: Settings, profile: ModelProfile) -> SamplingBounds:
