@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         600.0, description="Wall clock over a whole request, in seconds."
     )
     max_prompt_characters: Annotated[int, Field(ge=1)] = Field(100_000, description="Longest prompt, in characters.")
+    max_request_media: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="Most videos and images in one conversation."
+    )
     max_json_bytes: Annotated[int, Field(ge=1024)] = Field(
         64 * MEBIBYTE, description="Largest JSON body (data URIs included), in bytes."
     )

@@ -188,7 +188,8 @@ class Timings:
 class Answer:
     """The whole answer to one request.
 
-    ``video`` is None where the request was aborted before its frames were there.
+    ``video`` is the request's first video or image (the events tell of each); None where it has none, or was aborted
+    before the frames were there.
     """
 
     id: str
@@ -228,7 +229,7 @@ class StatusEvent:
 
 @dataclass(frozen=True, slots=True)
 class VideoEvent:
-    """The sampling that was used."""
+    """The sampling that was used; one for each video or image of the request, in order."""
 
     id: str
     video: VideoInfo

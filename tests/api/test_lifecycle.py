@@ -7,6 +7,8 @@ Only the processes are missing, so that a test can look into every part.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -21,6 +23,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from demo_model.generator import ClipSpec, Event, encode
+from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.link import WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
@@ -85,6 +88,25 @@ class Stand:
         given = {"prompt": "What happens in this video?", "temperature": "0", "nframes": "4"}
         given |= {name: str(value) for name, value in fields.items()} | ({"video_url": url} if url else {})
         parsed = await self.service.parse_form(ParsedForm(given, file))
+        return await self._start(parsed, timeout_seconds)
+
+    async def open_chat(
+        self, *sources: bytes | str, nframes: int = 4, timeout_seconds: float = 600.0, **fields: object
+    ) -> RequestStream:
+        """Ask about several videos, each in a turn of its own; sources are content or URLs."""
+        urls = [
+            source if isinstance(source, str) else f"data:video/mp4;base64,{base64.b64encode(source).decode()}"
+            for source in sources
+        ]
+        turns = [
+            {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url, "nframes": nframes}}]}
+            for url in urls
+        ]
+        turns[-1]["content"].append({"type": "text", "text": "What happens?"})
+        body = {"messages": turns, "temperature": 0, **fields}
+        return await self._start(self.service.parse_chat(json.dumps(body).encode()).inference, timeout_seconds)
+
+    async def _start(self, parsed: InferenceRequest, timeout_seconds: float) -> RequestStream:
         changed = {"request_timeout_seconds": timeout_seconds}
         self.service.settings = self.service.settings.model_copy(update=changed)  # read before anything is awaited
         return await self.service.open(parsed)
@@ -211,6 +233,39 @@ def test_a_cancelled_request_ends_with_an_abort_in_every_stage(stand: Stand, sta
     stand.run(scenario())
 
 
+@pytest.mark.parametrize("stage", ["begin", "fetching", "decoding", "prefilling", "generating"])
+def test_a_cancelled_conversation_gives_back_all_its_videos_in_every_stage(stand: Stand, stage: str) -> None:
+    async def scenario() -> None:
+        clip = stand.clip.read_bytes()
+        sources = [clip, stand.stalling_url, clip] if stage == "fetching" else [clip] * 6
+        nframes = 14 if stage == "decoding" else 4
+        fields = {"max_tokens": LONG, "ignore_eos": True}
+        stream = await stand.open_chat(*sources, nframes=nframes, **fields)
+        events = [] if stage == "begin" else await read_until(stream, StatusEvent, stage)
+        stream.cancel()
+        events += [event async for event in stream]
+        assert terminal_of(events).answer.finish_reason == "abort"
+        num_videos = sum(isinstance(event, VideoEvent) for event in events)
+        assert num_videos == (6 if stage in {"prefilling", "generating"} else 0)
+        await stream.aclose()
+        await stand.all_given_back()
+
+    stand.run(scenario())
+
+
+def test_words_alone_pass_without_a_video(stand: Stand) -> None:
+    async def scenario() -> None:
+        body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}).encode()
+        stream = await stand.service.open(stand.service.parse_chat(body).inference)
+        events = [event async for event in stream]
+        assert isinstance(terminal_of(events), DoneEvent)
+        assert not any(isinstance(event, VideoEvent) for event in events)
+        assert not any(getattr(event, "stage", "") in {"fetching", "decoding"} for event in events)
+        await stand.all_given_back()
+
+    stand.run(scenario())
+
+
 def test_a_cancelled_answer_costs_no_more_than_the_steps_that_were_under_way(stand: Stand) -> None:
     def num_generated() -> int:
         return sum(worker.engine.stats().num_generated_tokens for worker in stand.workers)
@@ -252,7 +307,9 @@ class Wish:
 
 WISHES = st.builds(
     Wish,
-    kind=st.sampled_from(["good", "long", "text", "truncated", "too much", "stalling"]),
+    kind=st.sampled_from(
+        ["good", "long", "text", "truncated", "too much", "stalling", "three", "one bad", "one stalls"]
+    ),
     num_frames=st.sampled_from([2, 4, 6]),
     timeout_seconds=st.sampled_from([600.0, 600.0, 0.3, 0.05, 0.001]),
     num_events=st.integers(0, 8),
@@ -276,13 +333,27 @@ def fields_of(wish: Wish, stand: Stand) -> dict[str, Any]:
             return {"url": stand.stalling_url}
 
 
+async def start(stand: Stand, wish: Wish) -> RequestStream:
+    clip = stand.clip.read_bytes()
+    conversations: dict[str, list[bytes | str]] = {
+        "three": [clip] * 3,
+        "one bad": [clip, b"This is not a video." * 100, clip],
+        "one stalls": [clip, stand.stalling_url, clip],
+    }
+    if wish.kind in conversations:
+        sources = conversations[wish.kind]
+        options: dict[str, Any] = {"nframes": wish.num_frames, "timeout_seconds": wish.timeout_seconds}
+        return await stand.open_chat(*sources, max_tokens=12, **options)
+    return await stand.open(timeout_seconds=wish.timeout_seconds, **fields_of(wish, stand))
+
+
 async def carry_out(stand: Stand, wish: Wish) -> None:
     try:
-        stream = await stand.open(timeout_seconds=wish.timeout_seconds, **fields_of(wish, stand))
+        stream = await start(stand, wish)
     except OverloadedError:  # its file must be gone all the same
         return
     events: list[RequestEvent] = []
-    is_endless = wish.kind == "stalling" and wish.timeout_seconds == 600.0
+    is_endless = wish.kind in {"stalling", "one stalls"} and wish.timeout_seconds == 600.0
     limit = wish.num_events if wish.ending != "read" or is_endless else 1 << 30
     while len(events) < limit and not (is_endless and events):
         try:
@@ -299,8 +370,9 @@ async def carry_out(stand: Stand, wish: Wish) -> None:
         events += [event async for event in stream]
     assert stream._run.events.empty(), "something came after the terminal event"
     check_end(wish, terminal_of(events), was_cancelled=limit < 1 << 30)
-    if (wish.kind, wish.timeout_seconds) == ("good", 600.0) and limit == 1 << 30:
-        assert sum(isinstance(event, VideoEvent) for event in events) == 1
+    num_videos = {"good": 1, "three": 3}.get(wish.kind)
+    if num_videos and wish.timeout_seconds == 600.0 and limit == 1 << 30:
+        assert sum(isinstance(event, VideoEvent) for event in events) == num_videos
 
 
 def check_end(wish: Wish, end: DoneEvent | ErrorEvent, *, was_cancelled: bool) -> None:
@@ -312,6 +384,9 @@ def check_end(wish: Wish, end: DoneEvent | ErrorEvent, *, was_cancelled: bool) -
         "truncated": {"unsupported_media", "damaged_media", "no_video"},
         "too much": {"context_length_exceeded"},
         "stalling": set(),
+        "three": {"stop", "length"},
+        "one bad": {"unsupported_media"},
+        "one stalls": set(),
     }[wish.kind]
     possible |= {"abort"} if was_cancelled else set()
     possible |= {"request_timeout"} if wish.timeout_seconds < 600.0 else set()

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo_model.generator import ClipSpec, Event, encode
+from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
 from tru_vlm.api.planning import Planner, RequestPlan
-from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.engine.base import EngineDescription, EngineStats
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.settings import Settings
-from tru_vlm.types import GenerationParams, StatusEvent, VideoInfo, VideoParams
+from tru_vlm.types import GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
 from tru_vlm.video.media import MediaProbe
 from tru_vlm.video.service import VideoService
 
@@ -66,18 +67,18 @@ def planner_of(profile: ModelProfile, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def ask(params: VideoParams = FIT, *, prompt: str = "What happens?", max_tokens: int | None = None) -> InferenceRequest:
+    text = (TextPart(prompt),) if prompt else ()
     return InferenceRequest(
-        prompt=prompt,
-        video_params=params,
+        messages=(Message("user", (MediaPart(0), *text)),),
+        media=(MediaRequest("http://host/clip.mp4", params, param="video_url"),),
         generation=GenerationParams(max_tokens=max_tokens or 2048, temperature=0.0),
         max_tokens_is_default=max_tokens is None,
         stream=False,
-        video_url="http://host/clip.mp4",
     )
 
 
 def plan(planner: Planner, request: InferenceRequest, probe: MediaProbe = CLIP) -> RequestPlan:
-    return asyncio.run(planner.plan(probe, request))
+    return asyncio.run(planner.plan([probe], request))
 
 
 @pytest.mark.parametrize("probe", [CLIP, PICTURE])
@@ -87,7 +88,7 @@ def test_the_numbers_are_those_of_the_prompt_that_would_be_built(
 ) -> None:
     request = ask(VideoParams(), prompt=prompt, max_tokens=50)
     planned = plan(planner_of(30_000), request, probe)
-    sampling = planned.sampling
+    sampling = planned.media[0].sampling
     layout = MediaLayout(sampling.kind, sampling.num_frames, sampling.height, sampling.width, sampling.frame_timestamps)
     built = build_prompt(profile, request.messages, [layout])
     tokens = planned.tokens
@@ -108,7 +109,7 @@ def test_an_open_answer_has_room_in_a_fitted_request(planner_of: PlannerOf) -> N
     assert (plain.tokens.fits, plain.tokens.answer) == (True, 1)
     assert fitted.tokens.fits
     assert fitted.tokens.answer >= fitted.tokens.context // 4
-    assert fitted.sampling.video_tokens < plain.sampling.video_tokens
+    assert fitted.tokens.video < plain.tokens.video
 
 
 def test_a_kv_cache_that_is_smaller_than_the_context_is_what_counts(planner_of: PlannerOf) -> None:
@@ -163,7 +164,7 @@ def test_questions_of_about_the_same_length_see_the_same_frames(planner_of: Plan
     long = replace(CLIP, duration_seconds=600.0, num_frames=15_000)
     plans = [plan(planner, ask(prompt="why? " * number, max_tokens=100), long) for number in range(1, 40)]
     assert all(planned.tokens.fits for planned in plans)
-    assert len({planned.allowance for planned in plans}) <= 4
+    assert len({planned.media[0].allowance for planned in plans}) <= 4
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -191,16 +192,18 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     truth = replace(CLIP, duration_seconds=true_seconds, num_frames=max(1, round(true_seconds * 25)))
     found = VideoInfo("video", 2, 32, 64, 240, 320, 2, "pyav", duration_seconds=true_seconds, source_fps=25.0)
     planned = plan(planner, request, told)
-    again = asyncio.run(planner.plan_again(planned, found, request))
+    again = asyncio.run(planner.plan_again(planned, [found], request))
     for one in (planned, again):
-        is_smallest = (one.sampling.num_frames, one.sampling.height, one.sampling.width) == (2, 32, 64)
+        sampling = one.media[0].sampling
+        is_smallest = (sampling.num_frames, sampling.height, sampling.width) == (2, 32, 64)
         assert one.tokens.fits or is_smallest
     # What the decoder makes of the second plan's bounds and the frames that there are.
     videos = planner._videos
-    bounds = videos._settle(again.probe, request.video_params, planner.bounds, again.allowance).sampling
+    (media,), (item,) = again.media, request.media
+    bounds = videos._settle(media.probe, item.params, planner.bounds, media.allowance).sampling
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
-    assert planner._count(request, layout).fits or is_smallest
+    assert planner._count(request, [layout]).fits or is_smallest
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
@@ -255,3 +258,98 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
             await service.close()
 
     asyncio.run(scenario())
+
+
+# ---- several videos and images --------------------------------------------------------------------------------------
+
+
+@given(needs=st.lists(st.integers(0, 5000), max_size=8), tokens=st.integers(0, 20_000))
+def test_shares_are_fair(needs: list[int], tokens: int) -> None:
+    parts = share_tokens(needs, tokens)
+    assert sum(parts) <= tokens
+    if not needs:
+        return
+    last = max(range(len(needs)), key=lambda index: (needs[index], index))
+    for index, part in enumerate(parts):
+        assert part <= needs[index] or index == last
+    short = [part for part, need in zip(parts, needs, strict=True) if part < need]
+    if short:  # nobody has more than one that had to give something up, but for the rounding
+        assert max(parts) <= min(short) * 33 / 32 + 33
+    elif sum(needs) <= tokens:
+        assert all(part >= need for part, need in zip(parts, needs, strict=True) if need < 64)
+
+
+def conversation(*params: VideoParams, max_tokens: int = 100) -> InferenceRequest:
+    media = tuple(
+        MediaRequest(f"http://host/{number}.mp4", each, param=f"part.{number}", sampling_param=f"part.{number}")
+        for number, each in enumerate(params)
+    )
+    turns = tuple(
+        message
+        for number in range(len(params))
+        for message in (
+            Message("user", (MediaPart(number), TextPart(f"What is {number}?"))),
+            Message("assistant", (TextPart("A red circle moves left."),)),
+        )
+    )
+    return replace(ask(max_tokens=max_tokens), messages=turns, media=media)
+
+
+def test_a_conversations_numbers_are_those_of_its_prompt(planner_of: PlannerOf, profile: ModelProfile) -> None:
+    request = conversation(VideoParams(), VideoParams(fps=1.0), VideoParams())
+    planned = asyncio.run(planner_of(30_000).plan([CLIP, CLIP, PICTURE], request))
+    layouts = [
+        MediaLayout(s.kind, s.num_frames, s.height, s.width, s.frame_timestamps)
+        for s in (media.sampling for media in planned.media)
+    ]
+    built = build_prompt(profile, request.messages, layouts)
+    assert (planned.tokens.text + planned.tokens.video, planned.tokens.video) == (
+        built.num_tokens,
+        built.num_visual_tokens,
+    )
+    assert [media.sampling.num_frames for media in planned.media] == [40, 20, 1]
+
+
+def test_of_several_the_largest_are_fitted_and_the_small_ones_left_alone(planner_of: PlannerOf) -> None:
+    short = replace(CLIP, duration_seconds=2.0, num_frames=50)
+    probes = [replace(CLIP, duration_seconds=60.0, num_frames=1500), short, PICTURE, CLIP]
+    free = conversation(*[VideoParams()] * 4)
+    request = conversation(FIT, FIT, FIT, VideoParams())
+    planner = planner_of(1000)
+    whole, fitted = (asyncio.run(planner.plan(probes, each)) for each in (free, request))
+    assert (whole.tokens.fits, fitted.tokens.fits) == (False, True)
+    assert [media.allowance is not None for media in fitted.media] == [True, False, False, False]
+    assert whole.media[1:] == fitted.media[1:]
+    assert fitted.media[0].sampling.video_tokens < whole.media[0].sampling.video_tokens
+    assert fitted.tokens.total > 0.8 * fitted.tokens.context, "most of what is there is used"
+
+
+def test_a_refusal_names_the_video_that_could_be_made_smaller(planner_of: PlannerOf) -> None:
+    request = conversation(FIT, VideoParams(fps=10.0), max_tokens=10)
+    planner = planner_of(500)
+    planned = asyncio.run(planner.plan([CLIP, CLIP], request))
+    assert not planned.tokens.fits
+    assert planner.refusal(planned.tokens, request).param == "part.1.max_frames"
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    context=st.integers(200, 3000),
+    told=st.lists(st.floats(0.2, 600), min_size=2, max_size=4),
+    factors=st.lists(st.floats(0.1, 50), min_size=4, max_size=4),
+)
+def test_several_that_are_fitted_fit_also_when_their_headers_lied(
+    *, planner_of: PlannerOf, context: int, told: list[float], factors: list[float]
+) -> None:
+    planner = planner_of(context)
+    request = conversation(*[FIT] * len(told), max_tokens=20)
+    probes = [replace(CLIP, duration_seconds=s, num_frames=max(1, round(s * 25))) for s in told]
+    planned = asyncio.run(planner.plan(probes, request))
+    true_seconds = [s * factor for s, factor in zip(told, factors, strict=False)]
+    found = [
+        VideoInfo("video", 2, 32, 64, 240, 320, 2, "pyav", duration_seconds=s, source_fps=25.0) for s in true_seconds
+    ]
+    again = asyncio.run(planner.plan_again(planned, found, request))
+    for one in (planned, again):
+        sizes = {(m.sampling.num_frames, m.sampling.height, m.sampling.width) for m in one.media}
+        assert one.tokens.fits or sizes == {(2, 32, 64)}, one.tokens

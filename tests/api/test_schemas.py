@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tru_vlm.api.schemas import InferenceRequest, parse_form, parse_json
+from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.schemas import parse_form, parse_json
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
-from tru_vlm.types import MediaPart, VideoParams
+from tru_vlm.types import MediaPart, TextPart, VideoParams
 
 SETTINGS = Settings(_env_file=None, max_new_tokens=100, temperature=0.5, max_prompt_characters=50)
 FILE = SpooledFile(Path("x"), 1, "0")
@@ -27,7 +28,7 @@ def test_defaults_are_filled_in() -> None:
     assert request.generation.max_tokens == 100
     assert request.max_tokens_is_default
     assert request.generation.temperature == 0.5
-    assert request.video_params == VideoParams()
+    assert request.media[0].params == VideoParams()
     assert not request.stream
 
 
@@ -37,7 +38,7 @@ def test_values_arrive() -> None:
         generation_params={"max_tokens": 7, "stop": "x", "seed": 1, "temperature": 0},
         stream=True,
     )
-    assert (request.video_params.fps, request.video_params.video_end) == (1.0, 2.0)
+    assert (request.media[0].params.fps, request.media[0].params.video_end) == (1.0, 2.0)
     assert (request.generation.max_tokens, request.generation.stop, request.generation.seed) == (7, ("x",), 1)
     assert not request.max_tokens_is_default
     assert request.stream
@@ -104,9 +105,9 @@ def test_numbers_must_be_finite(number: str) -> None:
 def test_a_form_has_the_same_fields_flat() -> None:
     fields = {"prompt": "What?", "fps": "2", "max_tokens": "9", "stream": "true", "temperature": ""}
     request = parse_form(fields, FILE, SETTINGS)
-    assert (request.video_params.fps, request.generation.max_tokens, request.stream) == (2.0, 9, True)
+    assert (request.media[0].params.fps, request.generation.max_tokens, request.stream) == (2.0, 9, True)
     assert request.generation.temperature == 0.5
-    assert (request.file, request.video_url) == (FILE, None)
+    assert (request.media[0].source, request.files) == (FILE, (FILE,))
 
 
 @pytest.mark.parametrize(
@@ -130,18 +131,19 @@ def test_a_wrong_form_field_is_named(fields: dict[str, str], file: SpooledFile |
 
 
 def test_fit_is_one_of_the_video_params() -> None:
-    assert parse(video_params={"fit": True}).video_params == VideoParams(fit=True)
-    assert parse_form({"prompt": "x", "fit": "true"}, FILE, SETTINGS).video_params == VideoParams(fit=True)
+    assert parse(video_params={"fit": True}).media[0].params == VideoParams(fit=True)
+    assert parse_form({"prompt": "x", "fit": "true"}, FILE, SETTINGS).media[0].params == VideoParams(fit=True)
     with pytest.raises(InvalidRequestError, match="fit"):
         parse(video_params={"fit": "yes"})
 
 
 def test_a_plan_needs_no_prompt_and_takes_a_questions_body() -> None:
     bare = parse_json(b'{"video_url": "http://host/a.mp4"}', SETTINGS, is_plan=True)
-    assert (bare.prompt, bare.messages[0].content) == ("", (MediaPart(0),))
-    assert parse_form({"prompt": ""}, FILE, SETTINGS, is_plan=True).prompt == ""
+    assert bare.messages[0].content == (MediaPart(0),)
+    assert parse_form({"prompt": ""}, FILE, SETTINGS, is_plan=True).messages == bare.messages
     whole = json.dumps({**MINIMAL, "stream": True}).encode()
-    assert parse_json(whole, SETTINGS, is_plan=True).prompt == MINIMAL["prompt"]
+    asked = parse_json(whole, SETTINGS, is_plan=True).messages
+    assert asked[0].content == (MediaPart(0), TextPart(MINIMAL["prompt"]))
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "x" * 51])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ def test_curl(server: Server, clips: dict[str, Path]) -> None:
     assert '"status":"ok"' in output.replace(" ", "")
 
 
-@pytest.mark.parametrize("name", ["ask_requests.py", "litserve_client.py"])
+@pytest.mark.parametrize("name", ["ask_requests.py", "ask_openai.py", "litserve_client.py"])
 def test_python(server: Server, clips: dict[str, Path], name: str) -> None:
     output = run(sys.executable, f"examples/{name}", str(clips["one"]), "What happens in this video?", server.base)
     assert "A red circle moves left." in output
@@ -42,3 +44,13 @@ def test_python_tells_an_error(server: Server, clips: dict[str, Path]) -> None:
     )
     assert result.returncode != 0
     assert "41" in result.stderr
+
+
+def test_the_readme_s_openai_client(server: Server, clips: dict[str, Path], tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(from openai.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    clip = "data:video/mp4;base64," + base64.b64encode(clips["one"].read_bytes()).decode()
+    script = tmp_path / "readme.py"
+    script.write_text(code.replace("http://127.0.0.1:8000", server.base).replace("https://example.com/clip.mp4", clip))
+    answer, cached, _ = run(sys.executable, str(script)).split(" ", 2)
+    assert answer == "Red."
+    assert int(cached) > 0

@@ -20,6 +20,9 @@ ROUTES = {
     "/v1/inference/url": {"post"},
     "/v1/inference/upload": {"post"},
     "/v1/plan": {"post"},
+    "/v1/chat/completions": {"post"},
+    "/v1/models": {"get"},
+    "/v1/models/{model_id}": {"get"},
     "/v1/frames/{content_key}/{index}.jpg": {"get"},
     "/v1/health": {"get"},
     "/v1/health/detailed": {"get"},
@@ -100,7 +103,7 @@ def test_every_route_is_described_with_an_example(server: Server) -> None:
     schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
     described = {path: set(operations) for path, operations in schema["paths"].items() if not path.startswith("/ui/")}
     assert described == ROUTES
-    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload", "/v1/plan"):
+    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload", "/v1/plan", "/v1/chat/completions"):
         operation = schema["paths"][path]["post"]
         assert all("example" in content for content in operation["requestBody"]["content"].values())
         assert "example" in operation["responses"]["200"]["content"]["application/json"]

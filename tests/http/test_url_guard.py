@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of
@@ -16,6 +20,7 @@ ROUTES = {
     ("/v1/plan", JSON),
     ("/v1/plan", FORM),
 }
+CHAT = "/v1/chat/completions"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -36,16 +41,25 @@ def ask(base: str, path: str, content_type: str, url: str) -> requests.Response:
     return requests.post(base + path, files=fields, timeout=TIMEOUT)
 
 
+def takes_address(schema: dict[str, Any], name: str, seen: set[str]) -> bool:
+    """Whether a component, or one that it refers to, has a field for an address."""
+    seen.add(name)
+    component = schema["components"]["schemas"][name]
+    if any("url" in field for field in component.get("properties", {})):
+        return True
+    parts = re.findall(r"#/components/schemas/(\w+)", json.dumps(component))
+    return any(takes_address(schema, part, seen) for part in parts if part not in seen)
+
+
 def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
     schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
     found = set()
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
-                model = schema["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[-1]]
-                if any("url" in name for name in model["properties"]):
+                if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
                     found.add((path, content_type))
-    assert found == ROUTES, "a route that takes an address belongs into this table"
+    assert found == ROUTES | {(CHAT, JSON)}, "a route that takes an address belongs into this table"
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -55,6 +69,18 @@ def test_a_forbidden_address_is_refused(server: Server, path: str, content_type:
     assert response.status_code == 400, response.text
     error = error_of(response)
     assert (error["code"], error["param"]) == ("url_not_allowed", "video_url")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+@pytest.mark.parametrize("kind", ["video_url", "image_url"])
+def test_a_forbidden_address_in_a_conversation_is_refused(server: Server, kind: str, url: str) -> None:
+    content = [{"type": "text", "text": QUESTION}, {"type": kind, kind: {"url": url}}]
+    body = {"messages": [{"role": "user", "content": content}]}
+    response = requests.post(server.base + CHAT, json=body, timeout=TIMEOUT)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", f"messages.0.content.1.{kind}.url")
     assert "secret" not in error["message"]
 
 

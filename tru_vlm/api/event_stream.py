@@ -96,7 +96,7 @@ class EventStreamResponse(Response):
     Args:
         stream: the request.
         first: events that were already taken from it.
-        encode: turns one event into bytes.
+        encode: turns one event into bytes, which may be none.
     """
 
     media_type = "text/event-stream"
@@ -135,6 +135,8 @@ class EventStreamResponse(Response):
         self._is_started = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for chunk in self._chunks():
+            if not chunk:  # to a peer, an empty chunk is the end
+                continue
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -144,7 +146,8 @@ class EventStreamResponse(Response):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FAREWELL_SECONDS):
                 async for event in self._stream:
-                    await send({"type": "http.response.body", "body": self._encode(event), "more_body": True})
+                    if chunk := self._encode(event):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
@@ -162,15 +165,14 @@ class EventStreamResponse(Response):
                 yield self._encode(event)
 
 
-async def collect(stream: RequestStream, request: Request) -> DoneEvent | ErrorEvent | None:
-    """The terminal event, or None when the client left first (the request is then cancelled)."""
+async def collect(stream: RequestStream, request: Request) -> list[RequestEvent] | None:
+    """What was sampled and the terminal event, or None when the client left first (the request is then cancelled)."""
 
-    async def last() -> DoneEvent | ErrorEvent:
-        (terminal,) = [event async for event in stream if isinstance(event, DoneEvent | ErrorEvent)]
-        return terminal
+    async def lasting() -> list[RequestEvent]:
+        return [event async for event in stream if isinstance(event, VideoEvent | DoneEvent | ErrorEvent)]
 
     try:
-        return await unless_client_leaves(last, request)
+        return await unless_client_leaves(lasting, request)
     finally:
         await stream.aclose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -10,8 +11,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 import tru_vlm
+from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
 from tru_vlm.api.planning import PlanAnswer
-from tru_vlm.api.schemas import GenerationParamsBody, Prompt, UrlPlanBody, UrlRequestBody, VideoParamsBody
+from tru_vlm.api.schemas import Prompt, UrlPlanBody, UrlRequestBody
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -140,17 +142,18 @@ class UploadPlanBody(UploadRequestBody):
     stream: bool = Field(False, description="A plan is never streamed; a question's form may have this field.")
 
 
-def _body(content_type: str, model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+def body_of(content_type: str, model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    """A request body that a route reads by itself."""
     content = {"schema": {"$ref": _REF.format(model=model.__name__)}, "example": example}
     return {"requestBody": {"required": True, "content": {content_type: content}}}
 
 
-JSON_BODY = _body("application/json", UrlRequestBody, _URL_EXAMPLE)
-UPLOAD_BODY = _body(
+JSON_BODY = body_of("application/json", UrlRequestBody, _URL_EXAMPLE)
+UPLOAD_BODY = body_of(
     "multipart/form-data", UploadRequestBody, {"prompt": "What happens in this video?", "fps": 2.0, "max_tokens": 128}
 )
-PLAN_JSON_BODY = _body("application/json", UrlPlanBody, _URL_EXAMPLE)
-PLAN_UPLOAD_BODY = _body("multipart/form-data", UploadPlanBody, {"fps": 2.0, "max_tokens": 128})
+PLAN_JSON_BODY = body_of("application/json", UrlPlanBody, _URL_EXAMPLE)
+PLAN_UPLOAD_BODY = body_of("multipart/form-data", UploadPlanBody, {"fps": 2.0, "max_tokens": 128})
 
 
 def merge_bodies(*bodies: dict[str, Any]) -> dict[str, Any]:
@@ -159,18 +162,19 @@ def merge_bodies(*bodies: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _error(description: str) -> dict[str, Any]:
+def error_entry(description: str) -> dict[str, Any]:
+    """An answer in the one error shape."""
     return {"model": ErrorBody, "description": description}
 
 
-_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: _error("A field is wrong; `param` names it."),
-    413: _error("The video is larger than the server accepts."),
-    415: _error("The file is not a video or image that can be read."),
-    429: _error("The server is full; `Retry-After` says when to try again."),
-    500: _error("A fault of the server."),
-    503: _error("The server starts, drains, or the worker died."),
-    504: _error("The request took longer than the server's limit."),
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: error_entry("A field is wrong; `param` names it."),
+    413: error_entry("The video is larger than the server accepts."),
+    415: error_entry("The file is not a video or image that can be read."),
+    429: error_entry("The server is full; `Retry-After` says when to try again."),
+    500: error_entry("A fault of the server."),
+    503: error_entry("The server starts, drains, or the worker died."),
+    504: error_entry("The request took longer than the server's limit."),
 }
 ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -180,7 +184,7 @@ ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
         },
     },
-    **_ERROR_RESPONSES,
+    **ERROR_RESPONSES,
 }
 PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -189,13 +193,18 @@ PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
             "application/json": {"schema": {"$ref": _REF.format(model="PlanAnswer")}, "example": _PLAN_EXAMPLE},
         },
     },
-    **_ERROR_RESPONSES,
+    **ERROR_RESPONSES,
 }
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema."""
-    bodies = (UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody)
+def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
+    """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema.
+
+    Args:
+        app: all routes.
+        more: bodies beside those of the native routes.
+    """
+    bodies: list[type[BaseModel]] = [UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody, *more]
     _, own = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
     components = dict(own["$defs"])
     for answer in (Answer, PlanAnswer):

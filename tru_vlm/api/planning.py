@@ -2,15 +2,18 @@
 
 A plan rests on what a file's header says; what was really decoded is counted again before a worker gets it.  ``fit``
 changes nothing for a request that fits: its frames are the same ones, also in the cache.
+
+Of several videos and images, those with ``fit`` share what the rest leaves (:mod:`tru_vlm.api.token_shares`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tru_vlm.api.schemas import InferenceRequest
+from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
+from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.errors import ContextLengthError
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import MediaLayout, count_prompt_tokens
@@ -22,10 +25,6 @@ from tru_vlm.video.service import VideoService
 _ANSWER_SHARE = 4
 """With ``fit``, an answer of no stated length has room for the default length, but for no more than this part of the
 context."""
-
-_ALLOWANCE_BITS = 6
-"""What a fitted video may take is rounded down to so many significant bits, by less than a thirty-second, so that two
-questions of about the same length see the same frames, and the second one finds them in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +53,26 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestPlan:
-    """How a request would be run.
+class MediaPlan:
+    """How one video or image would be sampled.
 
     Attributes:
         probe: the file, as far as is known.
         sampling: the frames.
-        tokens: what they and the rest take.
         allowance: what the frames were made to fit into; None if they were not.
     """
 
     probe: MediaProbe
     sampling: SamplingPlan
-    tokens: TokenCounts
     allowance: VideoAllowance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """How a request would be run: its media in order, and what they and the rest take."""
+
+    media: tuple[MediaPlan, ...]
+    tokens: TokenCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,41 +164,44 @@ class Planner:
         """Whether the KV cache is counted in; else no worker has sized it yet."""
         return bool(self._kv_cache_tokens() or self._settings.kv_cache_tokens)
 
-    async def plan(self, probe: MediaProbe, request: InferenceRequest) -> RequestPlan:
-        """What would be sampled and what it takes, which may be more than there is.
+    async def plan(self, probes: Sequence[MediaProbe], request: InferenceRequest) -> RequestPlan:
+        """What would be sampled of the request's media and what it takes, which may be more than there is.
 
         Raises:
             InvalidRequestError: the request's options contradict each other, the file or the ceilings.
         """
         # A long prompt takes tens of milliseconds: not on the event loop.
-        return await asyncio.to_thread(self._fit_or_plan if request.video_params.fit else self._plan, probe, request)
+        return await asyncio.to_thread(self._fit_or_plan if request.fits else self._plan, probes, request)
 
-    async def plan_again(self, plan: RequestPlan, found: VideoInfo, request: InferenceRequest) -> RequestPlan:
-        """A plan that fits, for a file whose header told of less than was found in it."""
-        return await asyncio.to_thread(self._fit, _corrected(plan.probe, found), request)
+    async def plan_again(self, plan: RequestPlan, found: Sequence[VideoInfo], request: InferenceRequest) -> RequestPlan:
+        """A plan that fits, for files whose headers told of less than was found in them."""
+        probes = [_corrected(media.probe, info) for media, info in zip(plan.media, found, strict=True)]
+        return await asyncio.to_thread(self._fit, probes, request, bounds_all=True)
 
-    async def count(self, ref: FramesRef, request: InferenceRequest) -> TokenCounts:
+    async def count(self, refs: Sequence[FramesRef], request: InferenceRequest) -> TokenCounts:
         """What a request takes with the frames that were decoded for it."""
-        layout = MediaLayout(ref.kind, ref.num_frames, ref.height, ref.width, ref.timestamps_seconds)
-        return await asyncio.to_thread(self._count, request, layout)
+        layouts = [MediaLayout(r.kind, r.num_frames, r.height, r.width, r.timestamps_seconds) for r in refs]
+        return await asyncio.to_thread(self._count, request, layouts)
 
     async def answer(self, probe: MediaProbe, request: InferenceRequest, *, size_bytes: int) -> PlanAnswer:
-        """The plan as clients read it.
+        """The plan of a request with one video or image, as clients read it.
 
         Raises:
             InvalidRequestError: as :meth:`plan`.
         """
-        plan = await self.plan(probe, request)
+        plan = await self.plan([probe], request)
+        (planned,) = plan.media
         media = _media_info(probe, size_bytes)
         if plan.tokens.fits:
-            return PlanAnswer(media, plan.sampling, plan.tokens, fits=True)
+            return PlanAnswer(media, planned.sampling, plan.tokens, fits=True)
         refusal = self.refusal(plan.tokens, request).message
         fitted = None
-        if not request.video_params.fit:
-            fitting = replace(request, video_params=replace(request.video_params, fit=True))
-            other = await self.plan(probe, fitting)
-            fitted = FittedPlan(other.sampling, other.tokens) if other.tokens.fits else None
-        return PlanAnswer(media, plan.sampling, plan.tokens, fits=False, refusal=refusal, fitted=fitted)
+        if not request.fits:
+            (item,) = request.media
+            fitting = replace(request, media=(replace(item, params=replace(item.params, fit=True)),))
+            other = await self.plan([probe], fitting)
+            fitted = FittedPlan(other.media[0].sampling, other.tokens) if other.tokens.fits else None
+        return PlanAnswer(media, planned.sampling, plan.tokens, fits=False, refusal=refusal, fitted=fitted)
 
     def refusal(self, tokens: TokenCounts, request: InferenceRequest) -> ContextLengthError:
         """The error for a request that does not fit: the numbers, and what can be done."""
@@ -203,44 +211,69 @@ class Planner:
             f"{tokens.total}; the {holder} holds {tokens.context}. "
         )
         # What could be made smaller decides which field is to blame.
-        if request.video_params.fit:
-            text += "These are the fewest and smallest frames: ask less, or lower max_tokens."
-            param = "prompt" if tokens.text >= tokens.answer else "generation_params.max_tokens"
+        names = request.names
+        if all(item.params.fit for item in request.media):
+            text += "These are the fewest and smallest frames: ask" if request.media else "Ask"
+            text += " less, or lower max_tokens."
+            param = names.prompt if tokens.text >= tokens.answer else names.max_tokens
         else:
             text += "Ask less, sample fewer frames or pixels (with fit, the server does), or lower max_tokens."
-            param = "prompt" if tokens.text >= tokens.video else "video_params.max_frames"
+            blamed = next(item for item in request.media if not item.params.fit)
+            param = names.prompt if tokens.text >= tokens.video else blamed.name_of("max_frames")
         return ContextLengthError(text, param=param)
 
     # Below: in threads.
 
-    def _fit_or_plan(self, probe: MediaProbe, request: InferenceRequest) -> RequestPlan:
-        plan = self._plan(probe, request)
+    def _fit_or_plan(self, probes: Sequence[MediaProbe], request: InferenceRequest) -> RequestPlan:
+        plan = self._plan(probes, request)
         if plan.tokens.text + plan.tokens.video + self._fair_answer(request) <= plan.tokens.context:
             return plan
-        return self._fit(probe, request)
+        return self._fit(probes, request)
 
-    def _fit(self, probe: MediaProbe, request: InferenceRequest) -> RequestPlan:
-        text, timestamp = self._text_tokens(probe, request)
-        left = max(0, self.context_tokens - text - self._fair_answer(request))
-        step = 1 << max(0, left.bit_length() - _ALLOWANCE_BITS)
-        return self._plan(probe, request, VideoAllowance(left // step * step, timestamp))
+    def _fit(self, probes: Sequence[MediaProbe], request: InferenceRequest, *, bounds_all: bool = False) -> RequestPlan:
+        """A plan whose media with ``fit`` are made to fit; ``bounds_all``: also those that need no more than their
+        share are bound to it, whatever their files hold.
+        """
+        text, timestamps = self._text_tokens(probes, request)
+        whole = self._plan(probes, request)
+        needs = [
+            media.sampling.video_tokens + -(-media.sampling.num_frames // self._profile.temporal_patch_size) * timestamp
+            for media, timestamp in zip(whole.media, timestamps, strict=True)
+        ]
+        fitted = [index for index, item in enumerate(request.media) if item.params.fit]
+        left = self.context_tokens - text - self._fair_answer(request) - sum(needs)
+        shares = share_tokens([needs[i] for i in fitted], max(0, left + sum(needs[i] for i in fitted)))
+        allowances: list[VideoAllowance | None] = [None] * len(probes)
+        for index, share in zip(fitted, shares, strict=True):
+            if bounds_all or share < needs[index]:
+                allowances[index] = VideoAllowance(share, timestamps[index])
+        return self._plan(probes, request, allowances)
 
     def _fair_answer(self, request: InferenceRequest) -> int:
         most = request.generation.max_tokens
         return min(most, self.context_tokens // _ANSWER_SHARE) if request.max_tokens_is_default else most
 
     def _plan(
-        self, probe: MediaProbe, request: InferenceRequest, allowance: VideoAllowance | None = None
+        self,
+        probes: Sequence[MediaProbe],
+        request: InferenceRequest,
+        allowances: Sequence[VideoAllowance | None] | None = None,
     ) -> RequestPlan:
-        sampling = self._videos.plan(
-            probe, request.video_params, self.bounds, allowance=allowance, param=request.video_param
-        )
-        times = sampling.frame_timestamps if sampling.kind == "video" else ()
-        layout = MediaLayout(sampling.kind, sampling.num_frames, sampling.height, sampling.width, times)
-        return RequestPlan(probe, sampling, self._count(request, layout), allowance)
+        given = allowances or [None] * len(probes)
+        media = tuple(map(self._plan_one, probes, request.media, given))
+        layouts = [
+            MediaLayout(s.kind, s.num_frames, s.height, s.width, s.frame_timestamps if s.kind == "video" else ())
+            for s in (planned.sampling for planned in media)
+        ]
+        return RequestPlan(media, self._count(request, layouts))
 
-    def _count(self, request: InferenceRequest, layout: MediaLayout) -> TokenCounts:
-        count = count_prompt_tokens(self._profile, request.messages, [layout])
+    def _plan_one(self, probe: MediaProbe, item: MediaRequest, allowance: VideoAllowance | None) -> MediaPlan:
+        with item.named():
+            sampling = self._videos.plan(probe, item.params, self.bounds, allowance=allowance, param=item.param)
+        return MediaPlan(probe, sampling, allowance)
+
+    def _count(self, request: InferenceRequest, layouts: Sequence[MediaLayout]) -> TokenCounts:
+        count = count_prompt_tokens(self._profile, request.messages, layouts)
         context, answer = self.context_tokens, request.generation.max_tokens
         if request.max_tokens_is_default:
             answer = max(1, min(answer, context - count.prompt_tokens))
@@ -252,23 +285,25 @@ class Planner:
             context=context,
         )
 
-    def _text_tokens(self, probe: MediaProbe, request: InferenceRequest) -> tuple[int, int]:
-        """Tokens of the text without timestamps, and the most that one timestamp takes.
+    def _text_tokens(self, probes: Sequence[MediaProbe], request: InferenceRequest) -> tuple[int, list[int]]:
+        """Tokens of the text without timestamps, and the most that one timestamp of each medium takes.
 
         The last time has the most tokens: Qwen's tokenizers make one of each digit.
         """
         side, pair = self._profile.pixel_factor, self._profile.temporal_patch_size
 
-        def text(num_frames: int) -> int:
-            times = (probe.duration_seconds or 0.0,) * num_frames if probe.kind == "video" else ()
-            layout = MediaLayout(probe.kind, num_frames, side, side, times)
-            count = count_prompt_tokens(self._profile, request.messages, [layout])
+        def text(longer: int | None = None) -> int:
+            layouts = []
+            for index, probe in enumerate(probes):
+                num_frames = (2 * pair if index == longer else pair) if probe.kind == "video" else 1
+                times = (probe.duration_seconds or 0.0,) * num_frames if probe.kind == "video" else ()
+                layouts.append(MediaLayout(probe.kind, num_frames, side, side, times))
+            count = count_prompt_tokens(self._profile, request.messages, layouts)
             return count.prompt_tokens - count.visual_tokens
 
-        if probe.kind == "image":
-            return text(1), 0
-        timestamp = text(2 * pair) - text(pair)
-        return text(pair) - timestamp, timestamp
+        shortest = text()
+        timestamps = [text(i) - shortest if probe.kind == "video" else 0 for i, probe in enumerate(probes)]
+        return shortest - sum(timestamps), timestamps
 
 
 def sampling_bounds(settings: Settings, profile: ModelProfile) -> SamplingBounds:

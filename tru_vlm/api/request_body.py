@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from tru_vlm.api.schemas import InferenceRequest
+from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import InvalidRequestError, PayloadTooLargeError
 
@@ -24,6 +24,11 @@ async def read_any(service: InferenceService, request: Request, *, is_plan: bool
 
 async def read_json(service: InferenceService, request: Request, *, is_plan: bool = False) -> InferenceRequest:
     """A JSON body.  Raises as :func:`read_any`."""
+    return service.parse_json(await receive_json(service, request), is_plan=is_plan)
+
+
+async def receive_json(service: InferenceService, request: Request) -> bytes:
+    """The bytes of a JSON body.  Raises as :func:`read_any`."""
     content_type = _content_type(request)
     if content_type and not content_type.startswith("application/json"):
         raise InvalidRequestError(
@@ -36,7 +41,7 @@ async def read_json(service: InferenceService, request: Request, *, is_plan: boo
         body += chunk
         if len(body) > limit:
             raise PayloadTooLargeError(f"The JSON body is larger than {limit} bytes.")
-    return service.parse_json(bytes(body), is_plan=is_plan)
+    return bytes(body)
 
 
 async def read_form(service: InferenceService, request: Request, *, is_plan: bool = False) -> InferenceRequest:

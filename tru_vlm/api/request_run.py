@@ -1,6 +1,8 @@
 """The stages of one request: fetch, inspect, plan, decode, queue, generate.
 
-Whatever happens, :meth:`RequestRun.execute` emits exactly one terminal event, and has given back the request's file,
+A conversation's videos and images pass each of the first four together, a few at a time.
+
+Whatever happens, :meth:`RequestRun.execute` emits exactly one terminal event, and has given back the request's files,
 frames and row by then.  Cancelling its task is the one way to stop a request, in whatever stage it is: the terminal
 event is then a done with the finish reason "abort" and the text so far.  It never sees HTTP.
 """
@@ -13,11 +15,12 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tru_vlm.api.planning import Planner, RequestPlan, TokenCounts
+from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
+from tru_vlm.api.planning import MediaPlan, Planner, RequestPlan, TokenCounts
 from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.schemas import InferenceRequest
+from tru_vlm.api.side_by_side import side_by_side
 from tru_vlm.api.workers import QueuePosition, WorkerPool
 from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
@@ -39,6 +42,7 @@ from tru_vlm.types import (
     VideoInfo,
     WorkerRequest,
 )
+from tru_vlm.video.media import MediaProbe
 from tru_vlm.video.service import FramesLease, VideoService
 
 logger = logging.getLogger(__name__)
@@ -151,23 +155,26 @@ class RequestRun:
 
     async def _answer(self) -> Answer:
         async with contextlib.AsyncExitStack() as held:
-            file = await self._local_file()
-            held.push_async_callback(self._spool.remove, file)
+            for file in self._request.files:  # before anything is awaited: they are here already
+                held.push_async_callback(self._spool.remove, file)
+            files = await self._local_files(held)
             await self._check_schema()
-            plan = await self._plan(file)
+            plan = await self._plan(files)
             self.accepted.set()
-            lease, tokens = await self._decode(file, plan, held)
-            if not tokens.fits and self._request.video_params.fit:
-                # There is more in the file than its header told, or less in the KV cache than was thought.
-                plan = await self._planner.plan_again(plan, lease.info, self._request)
-                lease.release()
-                lease, tokens = await self._decode(file, plan, held)
+            leases, tokens = await self._decode(files, plan, held)
+            if not tokens.fits and self._request.fits:
+                # There is more in a file than its header told, or less in the KV cache than was thought.
+                plan = await self._planner.plan_again(plan, [lease.info for lease in leases], self._request)
+                for lease in leases:
+                    lease.release()
+                leases, tokens = await self._decode(files, plan, held)
             self._check_fits(tokens)
-            # The source is not needed any more; a long answer must not hold gigabytes of disk.
-            await self._spool.remove(file)
+            # The sources are not needed any more; a long answer must not hold gigabytes of disk.
+            for file in files:
+                await self._spool.remove(file)
             # A length that was left open becomes what the context has left.
             generation = dataclasses.replace(self._request.generation, max_tokens=tokens.answer)
-            return await self._generate(lease, generation)
+            return await self._generate(leases, generation)
 
     async def _check_schema(self) -> None:
         """Refuse a schema that the answer could not follow.
@@ -177,24 +184,35 @@ class RequestRun:
         """
         schema = self._request.generation.json_schema
         if schema is not None:
-            await self._schemas.check(schema, param=self._request.response_format_param)
+            await self._schemas.check(schema, param=self._request.names.response_format)
 
-    async def _local_file(self) -> SpooledFile:
-        video, param = self._request.video, self._request.video_param
-        if not is_remote(video):
-            return await self._source.file(video, param=param)
+    async def _local_files(self, held: contextlib.AsyncExitStack) -> list[SpooledFile]:
+        """The media as files, which ``held`` removes."""
+
+        async def fetch(item: MediaRequest) -> SpooledFile:
+            file = await self._source.file(item.source, param=item.param)
+            held.push_async_callback(self._spool.remove, file)
+            return file
+
+        media = self._request.media
+        if not any(is_remote(item.source) for item in media):
+            return await side_by_side(fetch, media)
         self._stage("fetching")
         with self._clock.stage("fetch"):
-            return await self._source.file(video, param=param)
+            return await side_by_side(fetch, media)
 
-    async def _plan(self, file: SpooledFile) -> RequestPlan:
+    async def _plan(self, files: Sequence[SpooledFile]) -> RequestPlan:
         """Refuse, before any work, what can never fit.
 
         Raises:
             InvalidRequestError: with the numbers.
         """
-        probe = await self._videos.inspect(file, self._request.video_param)
-        plan = await self._planner.plan(probe, self._request)
+
+        async def inspect(item: tuple[SpooledFile, MediaRequest]) -> MediaProbe:
+            return await self._videos.inspect(item[0], item[1].param)
+
+        probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
+        plan = await self._planner.plan(probes, self._request)
         self._check_fits(plan.tokens)
         self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
@@ -204,29 +222,41 @@ class RequestRun:
             raise self._planner.refusal(tokens, self._request)
 
     async def _decode(
-        self, file: SpooledFile, plan: RequestPlan, held: contextlib.AsyncExitStack
-    ) -> tuple[FramesLease, TokenCounts]:
+        self, files: Sequence[SpooledFile], plan: RequestPlan, held: contextlib.AsyncExitStack
+    ) -> tuple[list[FramesLease], TokenCounts]:
         """The frames, which ``held`` releases, and what the request takes with them."""
-        self._stage("decoding")
+
+        async def decode(item: tuple[SpooledFile, MediaRequest, MediaPlan]) -> FramesLease:
+            file, media, planned = item
+            with media.named():
+                lease = await self._videos.frames(
+                    file,
+                    planned.probe,
+                    media.params,
+                    self._planner.bounds,
+                    allowance=planned.allowance,
+                    param=media.param,
+                )
+            held.callback(lease.release)
+            return lease
+
+        if files:
+            self._stage("decoding")
         with self._clock.stage("video_decode"):
-            lease = await self._videos.frames(
-                file,
-                plan.probe,
-                self._request.video_params,
-                self._planner.bounds,
-                allowance=plan.allowance,
-                param=self._request.video_param,
-            )
-        held.callback(lease.release)
-        if self._request.video_params.fit and not self._planner.knows_kv_cache:
+            leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
+        if self._request.fits and not self._planner.knows_kv_cache:
             self._stage("waiting")
             await self._workers.met()  # with the model's size of it, it can still be made to fit
-        return lease, await self._planner.count(lease.ref, self._request)
+        return leases, await self._planner.count([lease.ref for lease in leases], self._request)
 
-    async def _generate(self, lease: FramesLease, generation: GenerationParams) -> Answer:
-        self._video = dataclasses.replace(lease.info, frames_url=f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg")
-        self._emit(VideoEvent(self.id, self._video))
-        request = WorkerRequest(self.id, self._request.messages, (lease.ref,), generation)
+    async def _generate(self, leases: Sequence[FramesLease], generation: GenerationParams) -> Answer:
+        for lease in leases:
+            url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
+            video = dataclasses.replace(lease.info, frames_url=url)
+            self._video = self._video or video
+            self._emit(VideoEvent(self.id, video))
+        refs = tuple(lease.ref for lease in leases)
+        request = WorkerRequest(self.id, self._request.messages, refs, generation)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(self._workers.run(request)) as events:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tru_vlm.api import schemas
+from tru_vlm.api.chat_request import ChatRequest, parse_chat
+from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
@@ -212,7 +213,8 @@ class InferenceService:
         try:
             return schemas.parse_form(form.fields, form.video, self.settings, is_plan=is_plan)
         except TruError:
-            await self.discard(form.video)
+            if form.video is not None:
+                await self.discard(form.video)
             raise
 
     def parse_json(self, body: bytes, *, is_plan: bool = False) -> InferenceRequest:
@@ -223,21 +225,30 @@ class InferenceService:
         """
         return schemas.parse_json(body, self.settings, is_plan=is_plan)
 
-    async def discard(self, file: SpooledFile | None) -> None:
-        """Remove an uploaded file that will not be used."""
-        if file is not None:
+    def parse_chat(self, body: bytes) -> ChatRequest:
+        """Check the JSON body of a chat completion.
+
+        Raises:
+            InvalidRequestError: naming the field at fault.
+            NotFoundError: it asks for another model.
+        """
+        return parse_chat(body, self.settings, self.model_name)
+
+    async def discard(self, *files: SpooledFile) -> None:
+        """Remove uploaded files that will not be used."""
+        for file in files:
             await self.spool.remove(file)
 
     async def open(self, request: InferenceRequest) -> RequestStream:
         """Start work on a request.
 
         Raises:
-            OverloadedError: if too many are open; its file is removed.
+            OverloadedError: if too many are open; its files are removed.
         """
         try:
             self._questions.take()
         except OverloadedError:
-            await self.discard(request.file)
+            await self.discard(*request.files)
             raise
         run = RequestRun(
             request,
@@ -253,20 +264,21 @@ class InferenceService:
         return RequestStream(run, on_end=self._questions.give_back)
 
     async def plan(self, request: InferenceRequest) -> PlanAnswer:
-        """What a request would take, without running it; its file is removed.
+        """What a request with one video or image would take, without running it; its file is removed.
 
         Raises:
             TruError: whatever is wrong with the request, except that it does not fit.
         """
         async with contextlib.AsyncExitStack() as held:
-            held.push_async_callback(self.discard, request.file)
+            held.push_async_callback(self.discard, *request.files)
+            (item,) = request.media
             self._plans.take()
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(request.video, param=request.video_param)
+                    file = await self._source.file(item.source, param=item.param)
                     held.push_async_callback(self.spool.remove, file)
-                    probe = await self.videos.inspect(file, request.video_param)
+                    probe = await self.videos.inspect(file, item.param)
                     return await self._planner.answer(probe, request, size_bytes=file.size_bytes)
             except TimeoutError:
                 raise timed_out(self.settings.request_timeout_seconds) from None

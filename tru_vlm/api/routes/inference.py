@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from tru_vlm.api.error_response import error_response
-from tru_vlm.api.event_stream import (
-    CLIENT_CLOSED_REQUEST,
-    EventStreamResponse,
-    answer_body,
-    collect,
-    peek_until_certain,
-    unless_client_leaves,
-)
+from tru_vlm.api.answering import respond
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
+from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any, read_form, read_json
-from tru_vlm.api.schemas import InferenceRequest
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import NotFoundError
-from tru_vlm.types import DoneEvent, ErrorEvent
 
 _THUMBNAIL_PIXELS = 320
 
@@ -38,7 +29,7 @@ def build_router(service: InferenceService) -> APIRouter:
             parsed = await reader(service, request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return await _answer(service, parsed, request)
+        return await respond(service, parsed, request)
 
     @router.post("/predict", openapi_extra=merge_bodies(JSON_BODY, UPLOAD_BODY), responses=ANSWER_RESPONSES)
     async def predict(request: Request) -> Response:
@@ -71,31 +62,3 @@ def build_router(service: InferenceService) -> APIRouter:
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600, immutable"})
 
     return router
-
-
-async def _answer(service: InferenceService, parsed: InferenceRequest, request: Request) -> Response:
-    stream = await service.open(parsed)
-    if not parsed.stream:
-        return _plain(await collect(stream, request), stream.id)
-    try:
-        first = await unless_client_leaves(partial(peek_until_certain, stream), request)
-    except BaseException:
-        await stream.aclose()
-        raise
-    if first is None:
-        await stream.aclose()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if first and isinstance(first[-1], ErrorEvent):
-        await stream.aclose()
-        return error_response(first[-1].error, stream.id)
-    return EventStreamResponse(stream, first)
-
-
-def _plain(terminal: DoneEvent | ErrorEvent | None, request_id: str) -> Response:
-    match terminal:
-        case DoneEvent(answer):
-            return JSONResponse(answer_body(answer), headers={"X-Request-Id": request_id})
-        case ErrorEvent(_, info):
-            return error_response(info, request_id)
-        case None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -147,7 +147,7 @@ async def _start(service: InferenceService, request: Request) -> tuple[str, Star
     parsed = await service.parse_form(form)
     stream = await service.open(parsed)
     try:
-        return parsed.prompt, StartedAnswer(stream, await _early_events(stream))
+        return form.fields["prompt"], StartedAnswer(stream, await _early_events(stream))
     except BaseException:
         await stream.aclose()
         raise

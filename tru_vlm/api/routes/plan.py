@@ -32,7 +32,7 @@ def build_router(service: InferenceService) -> APIRouter:
         try:
             answer = await unless_client_leaves(partial(service.plan, parsed), request)
         finally:
-            await service.discard(parsed.file)
+            await service.discard(*parsed.files)
         if answer is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return JSONResponse(dataclasses.asdict(answer))

@@ -1,0 +1,122 @@
+"""The OpenAPI description of OpenAI's routes: examples, and the shapes of answers that are built by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tru_vlm.api.chat_bodies import PARTS, ChatRequestBody
+from tru_vlm.api.openapi import ERROR_RESPONSES, body_of, error_entry
+
+COMPONENT_BODIES = (ChatRequestBody, *PARTS)
+_CHAT_EXAMPLE = {
+    "model": "demo",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video_url", "video_url": {"url": "https://example.com/clip.mp4", "fps": 2.0}},
+                {"type": "text", "text": "What happens in this video?"},
+            ],
+        }
+    ],
+    "max_tokens": 128,
+    "temperature": 0.0,
+}
+_USAGE_EXAMPLE = {
+    "prompt_tokens": 214,
+    "completion_tokens": 8,
+    "total_tokens": 222,
+    "prompt_tokens_details": {"cached_tokens": 192, "video_tokens": 120},
+}
+_COMPLETION_EXAMPLE = {
+    "id": "chatcmpl-0f9d2c",
+    "object": "chat.completion",
+    "created": 1790000000,
+    "model": "demo",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "A red circle moves left.", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": _USAGE_EXAMPLE,
+    "tru": {
+        "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
+        "timings": {"time_to_first_token": 0.2, "total": 0.4},
+    },
+}
+_CHUNK = '{"id": "chatcmpl-0f9d2c", "object": "chat.completion.chunk", "created": 1790000000, "model": "demo", '
+_STREAM_EXAMPLE = (
+    f'data: {_CHUNK}"choices": [{{"index": 0, "delta": {{"role": "assistant", "content": ""}}}}]}}\n\n'
+    f'data: {_CHUNK}"choices": [{{"index": 0, "delta": {{"content": "A red"}}}}]}}\n\n'
+    f'data: {_CHUNK}"choices": [{{"index": 0, "delta": {{}}, "finish_reason": "stop"}}]}}\n\n'
+    "data: [DONE]\n\n"
+)
+_MODEL_EXAMPLE = {
+    "id": "demo",
+    "object": "model",
+    "created": 1790000000,
+    "owned_by": "tru-vlm",
+    "max_model_len": 32768,
+}
+
+
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_INTEGER, _STRING = {"type": "integer"}, {"type": "string"}
+_USAGE_SCHEMA = _object(
+    prompt_tokens=_INTEGER,
+    completion_tokens=_INTEGER,
+    total_tokens=_INTEGER,
+    prompt_tokens_details=_object(cached_tokens=_INTEGER, video_tokens=_INTEGER),
+)
+_MESSAGE_SCHEMA = _object(role={"const": "assistant"}, content=_STRING, refusal={"type": "null"})
+_COMPLETION_SCHEMA = _object(
+    id=_STRING,
+    object={"const": "chat.completion"},
+    created=_INTEGER,
+    model=_STRING,
+    choices={
+        "type": "array",
+        "items": _object(index=_INTEGER, message=_MESSAGE_SCHEMA, finish_reason={"enum": ["stop", "length"]}),
+    },
+    usage=_USAGE_SCHEMA,
+    tru=_object(
+        video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
+        timings={"$ref": "#/components/schemas/Timings"},
+    ),
+)
+_MODEL_SCHEMA = _object(
+    id=_STRING, object={"const": "model"}, created=_INTEGER, owned_by=_STRING, max_model_len=_INTEGER
+)
+
+
+def _json(description: str, schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
+
+
+_COMPLETION = _json(
+    "The completion; with `stream`, its chunks as server-sent events and then `[DONE]`, or an error.",
+    _COMPLETION_SCHEMA,
+    _COMPLETION_EXAMPLE,
+)
+_COMPLETION["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}
+_NOT_FOUND = error_entry("There is no such model; the message tells which there is.")
+
+CHAT_BODY = body_of("application/json", ChatRequestBody, _CHAT_EXAMPLE)
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {200: _COMPLETION, 404: _NOT_FOUND, **ERROR_RESPONSES}
+MODELS_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _json(
+        "The list.",
+        _object(object={"const": "list"}, data={"type": "array", "items": _MODEL_SCHEMA}),
+        {"object": "list", "data": [_MODEL_EXAMPLE]},
+    )
+}
+MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: _json("The model.", _MODEL_SCHEMA, _MODEL_EXAMPLE),
+    404: _NOT_FOUND,
+}
