@@ -75,7 +75,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips:
     assert refused.status_code == 400
     error = error_of(refused)
     assert error["code"] == "context_length_exceeded"
-    assert "The KV cache has room for 16384." in error["message"]
+    assert "the KV cache holds 16384" in error["message"]
 
 
 def test_a_client_that_leaves_stops_the_answer(vllm_server: Server, clips: dict[str, Path]) -> None:

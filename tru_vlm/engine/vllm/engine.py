@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import multiprocessing.resource_tracker
-import os
+import multiprocessing.util
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from tru_vlm.engine.base import (
 )
 from tru_vlm.engine.fit import check_fits
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.environment import prepare_environment
-from tru_vlm.engine.vllm.guardian import MARK, Guardian
+from tru_vlm.engine.vllm.environment import marked_children, prepare_environment
+from tru_vlm.engine.vllm.guardian import Guardian
 from tru_vlm.engine.vllm.installed import vllm_version
 from tru_vlm.engine.vllm.media import items_of
 from tru_vlm.engine.vllm.runner import EngineLostError, Job, Output, Runner
@@ -44,6 +44,8 @@ STEP_SECONDS = 0.02
 
 BLOCK_TOKENS = {"cpu": 32, "cuda": 16}
 """Tokens in a block of the KV cache: the least that vLLM's kernels are made for."""
+
+_BEFORE_CHILDREN_ARE_JOINED = 10
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -71,6 +73,8 @@ class VllmEngine:
         self._jobs: dict[str, Job] = {}
         self._pending: list[EngineEvent] = []
         self._guardian: Guardian | None = None
+        self._at_exit: multiprocessing.util.Finalize | None = None
+        self._is_closed = False
 
     @classmethod
     def load(cls, config: VllmConfig, devices: Sequence[str] = ("cpu",)) -> VllmEngine:
@@ -92,10 +96,10 @@ class VllmEngine:
         multiprocessing.resource_tracker.ensure_running()  # it is this process's own: it must not bear the mark
         mark = uuid.uuid4().hex
         guardian = Guardian(mark)
-        os.environ[MARK] = mark
         recorder = StatsRecorder()
         try:
-            runner = Runner(_maker(arguments, config, recorder), profile)
+            with marked_children(mark):
+                runner = Runner(_maker(arguments, config, recorder), profile)
             try:
                 engine = cls(runner, profile, config, recorder)
             except BaseException:
@@ -104,9 +108,9 @@ class VllmEngine:
         except BaseException:
             guardian.close()
             raise
-        finally:
-            del os.environ[MARK]
         engine._guardian = guardian
+        # However the worker ends: multiprocessing waits for children at exit, and vLLM's end only when they are told.
+        engine._at_exit = multiprocessing.util.Finalize(None, engine.close, exitpriority=_BEFORE_CHILDREN_ARE_JOINED)
         return engine
 
     @property
@@ -187,8 +191,13 @@ class VllmEngine:
 
     def close(self) -> None:
         """Forget everything and end vLLM's processes; the engine cannot be used afterwards."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._jobs.clear()
         self._pending.clear()
+        if self._at_exit is not None:
+            self._at_exit.cancel()
         self._runner.close()
         if self._guardian is not None:
             self._guardian.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+
+from tru_vlm.engine.vllm.guardian import MARK
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -30,6 +33,16 @@ def prepare_environment(devices: Sequence[str], environment: MutableMapping[str,
     environment.update(_FORCED)
     if not all(device == "cpu" for device in devices):
         environment[VISIBLE] = visible_devices(devices, environment)
+
+
+@contextlib.contextmanager
+def marked_children(mark: str) -> Iterator[None]:
+    """Processes that are started meanwhile bear the mark of ``guardian.py``."""
+    os.environ[MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
 
 
 def visible_devices(devices: Sequence[str], environment: Mapping[str, str]) -> str:
