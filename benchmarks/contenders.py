@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 300
 MAX_BATCH = 8
+CONTEXT = 8192
+VLLM_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,18 @@ def ours(checkpoint: Path, storage: Path) -> Contender:
     )
 
 
+def ours_on_vllm(python: str, checkpoint: Path, storage: Path) -> Contender:
+    """Our server with vLLM as its engine, set as the server of vLLM is."""
+    plain = ours(checkpoint, storage)
+    engine = {"MODEL_BACKEND": "vllm", "DTYPE": "float32", "CUDA_GRAPHS": "false", "MAX_CONTEXT_TOKENS": str(CONTEXT)}
+    return replace(
+        plain,
+        name="ours on vLLM",
+        command=(python, str(ROOT / "server.py")),
+        environment={**plain.environment, **VLLM_ENVIRONMENT, **engine},
+    )
+
+
 def stock_litserve(python: str, checkpoint: Path) -> Contender:
     """A LitAPI as LitServe's documentation teaches it."""
     script = str(Path(__file__).with_name("stock_litserve.py"))
@@ -256,12 +270,12 @@ def vllm(python: str, checkpoint: Path, fps: float) -> Contender:
     """The server of vLLM, on its CPU build here. How it samples is said at its start: requests are not trusted to."""
     command = (python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--dtype", "float32")
     sampling = ("--media-io-kwargs", json.dumps({"video": {"fps": fps, "num_frames": -1}}))
-    limits = ("--enforce-eager", "--max-model-len", "8192", "--max-num-seqs", str(MAX_BATCH))
+    limits = ("--enforce-eager", "--max-model-len", str(CONTEXT), "--max-num-seqs", str(MAX_BATCH))
     return Contender(
         "vLLM",
         (*command, *limits, *sampling, "--served-model-name", "demo", "--host", "127.0.0.1"),
         ask_chat("demo", lambda _question: {}),
-        environment={"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
+        environment=VLLM_ENVIRONMENT,
     )
 
 

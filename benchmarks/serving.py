@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import statistics
 import subprocess
@@ -40,6 +41,18 @@ http.server.ThreadingHTTPServer.request_queue_size = 128
 handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[2])
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), handler).serve_forever()
 """
+COLUMNS = (
+    "at once",
+    "server",
+    "requests/s",
+    "ours / it",
+    "ours on vLLM / it",
+    "TTFT s",
+    "CPU s/request",
+    "peak MB",
+    "prompt tokens",
+    "failed",
+)
 SCENARIOS = {
     "distinct": "a new video each time",
     "same": "the same question about the same video",
@@ -198,6 +211,7 @@ def _contenders(options: argparse.Namespace, folder: Path, number: int) -> list[
         python = str(Path(options.peers).absolute())
         peers_checkpoint = contenders.checkpoint_for_peers(checkpoint, folder, NUM_FRAMES)
         found += [
+            contenders.ours_on_vllm(python, checkpoint, folder / f"storage-vllm-{number}"),
             contenders.vllm(python, peers_checkpoint, FPS),
             contenders.stock_litserve(python, peers_checkpoint),
             contenders.transformers_serve(python, peers_checkpoint),
@@ -211,30 +225,27 @@ def print_tables(cells: dict[tuple[str, int, str], list[Cell]], options: argpars
     names = list(dict.fromkeys(name for _, _, name in cells))
     for scenario in options.scenarios:
         print(f"\n### {SCENARIOS[scenario]}\n")
-        print(
-            "| at once | server | requests/s | ours / it | TTFT s | CPU s/request | peak MB | prompt tokens | failed |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print("|---" * len(COLUMNS) + "|")
         for num_at_once in options.at_once:
-            ours = _median(cells.get((scenario, num_at_once, "ours"), []))
+            own = [_median(cells.get((scenario, num_at_once, name), [])) for name in ("ours", "ours on vLLM")]
             for name in names:
                 group = cells.get((scenario, num_at_once, name), [])
                 if group:
-                    print(_row(num_at_once, name, group, ours))
+                    print(_row(num_at_once, name, group, own))
 
 
 def _median(group: list[Cell]) -> float:
     return statistics.median(cell.requests_per_second for cell in group) if group else float("nan")
 
 
-def _row(num_at_once: int, name: str, group: list[Cell], ours: float) -> str:
+def _row(num_at_once: int, name: str, group: list[Cell], own: list[float]) -> str:
     rate = _median(group)
-    ratio = f"{ours / rate:.2f}" if rate else "-"
     columns = [
         str(num_at_once),
         name,
         spread([cell.requests_per_second for cell in group]),
-        ratio,
+        *(f"{ours / rate:.2f}" if rate and math.isfinite(ours) else "-" for ours in own),
         spread([cell.first_token_seconds for cell in group]),
         f"{statistics.median(cell.cpu_seconds_per_request for cell in group):.2f}",
         f"{max(cell.peak_bytes for cell in group) / 1e6:.0f}",
