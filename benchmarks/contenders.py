@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -277,22 +276,3 @@ def vllm(python: str, checkpoint: Path, fps: float) -> Contender:
         ask_chat("demo", lambda _question: {}),
         environment=VLLM_ENVIRONMENT,
     )
-
-
-def checkpoint_for_peers(checkpoint: Path, folder: Path, num_frames: int) -> Path:
-    """The checkpoint with a pixel bound for the whole video that gives peers the frame size which ours has per frame.
-
-    Transformers' processor bounds height x width x frames; our server, as qwen-vl-utils, bounds each frame.
-    """
-    copy = folder / "checkpoint"
-    if not copy.exists():
-        shutil.copytree(checkpoint, copy)
-        path = copy / "video_preprocessor_config.json"
-        config = json.loads(path.read_text())
-        per_frame = json.loads((copy / "preprocessor_config.json").read_text())["size"]
-        config["size"] = {
-            "shortest_edge": per_frame["shortest_edge"] * num_frames,
-            "longest_edge": per_frame["longest_edge"] * num_frames,
-        }
-        path.write_text(json.dumps(config))
-    return copy

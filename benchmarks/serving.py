@@ -209,12 +209,11 @@ def _contenders(options: argparse.Namespace, folder: Path, number: int) -> list[
     found = [contenders.ours(checkpoint, folder / f"storage-{number}")]
     if options.peers:
         python = str(Path(options.peers).absolute())
-        peers_checkpoint = contenders.checkpoint_for_peers(checkpoint, folder, NUM_FRAMES)
         found += [
             contenders.ours_on_vllm(python, checkpoint, folder / f"storage-vllm-{number}"),
-            contenders.vllm(python, peers_checkpoint, FPS),
-            contenders.stock_litserve(python, peers_checkpoint),
-            contenders.transformers_serve(python, peers_checkpoint),
+            contenders.vllm(python, checkpoint, FPS),
+            contenders.stock_litserve(python, checkpoint),
+            contenders.transformers_serve(python, checkpoint),
         ]
     chosen = [contender for contender in found if not options.only or contender.name in options.only]
     return chosen[number % len(chosen) :] + chosen[: number % len(chosen)]  # nobody always goes first
