@@ -25,11 +25,6 @@ def test_the_factory_builds_the_engine_that_the_settings_name(checkpoint):
     engine.close()
 
 
-def test_vllm_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"MODEL_BACKEND=vllm: .*Accepted: hf"):
-        create_engine(load_settings(env_file=None, model_backend="vllm"), "cpu")
-
-
 def test_a_cache_sized_by_memory_takes_none_of_it_before_use(make_engine):
     before = loading.used_memory_bytes("cpu")
     engine = make_engine(kv_cache_tokens=0)

@@ -53,10 +53,12 @@ def _create_hf(settings: Settings, device: str) -> Engine:
 def _create_vllm(settings: Settings, devices: list[str]) -> Engine:
     from tru_vlm.engine.vllm.config import VllmConfig
     from tru_vlm.engine.vllm.engine import VllmEngine
+    from tru_vlm.engine.vllm.installed import vllm_version
 
     kind = devices[0].partition(":")[0]
     if kind not in {"cpu", "cuda"}:
         raise ValueError(f"MODEL_BACKEND=vllm: vLLM does not run on {kind}. Accepted: DEVICE=cuda or DEVICE=cpu.")
+    vllm_version()  # refuse before anything is changed
     # Ctrl-C goes to the whole group, and vLLM's processes would drop their requests at once: they drain with ours.
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
