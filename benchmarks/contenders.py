@@ -261,7 +261,7 @@ def transformers_serve(python: str, checkpoint: Path) -> Contender:
     return Contender(
         "transformers serve",
         (*command, "--device", "cpu"),
-        ask_chat(str(checkpoint), lambda q: {"chat_template_kwargs": {"num_frames": q.num_frames}}),
+        ask_chat(str(checkpoint), lambda q: {"chat_template_kwargs": {"num_frames": q.num_frames, "fps": None}}),
     )
 
 
