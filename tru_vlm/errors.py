@@ -11,9 +11,12 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
     │   └── FetchError                400  the URL cannot be fetched, or must not be
+    ├── AuthenticationError           401  authentication_error    no valid key came
+    ├── ForbiddenError                403  permission_error        it must not come from there
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
+    │   └── SlowBodyError             408  the body came too slowly
     ├── UnavailableError              503  server_error            starting, draining, or the worker died
     └── InternalError                 500  server_error            a fault of ours; the log has the request id
 """
@@ -23,7 +26,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-ErrorType = Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"]
+ErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "rate_limit_error",
+    "timeout_error",
+    "server_error",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,22 @@ class FetchError(InvalidRequestError):
     default_code = "url_not_fetched"
 
 
+class AuthenticationError(TruError):
+    """A key is needed, and none came or none that is known; the text does not tell which."""
+
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+    status = 401
+
+
+class ForbiddenError(TruError):
+    """The request must not come from where it comes from, whoever sends it."""
+
+    type = "permission_error"
+    default_code = "forbidden"
+    status = 403
+
+
 class NotFoundError(TruError):
     """The named thing does not exist (any more)."""
 
@@ -136,6 +163,13 @@ class RequestTimeoutError(TruError):
     type = "timeout_error"
     default_code = "request_timeout"
     status = 504
+
+
+class SlowBodyError(RequestTimeoutError):
+    """The client sent its body too slowly, or stopped."""
+
+    default_code = "body_timeout"
+    status = 408
 
 
 class UnavailableError(TruError):

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tru_vlm.processor.profile import ModelProfileError, load_profile
+from tru_vlm.processor.profile import load_profile
 from tru_vlm.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -44,19 +44,30 @@ def _serve(settings: Settings) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.litserve_seams import StartError
+    from tru_vlm.api.security.install import LOOPBACK, load_keyring
 
     try:
+        keyring = load_keyring(settings)
         profile = load_profile(settings.model_path, max_context_tokens=settings.max_context_tokens)
-    except ModelProfileError as error:
+    except ValueError as error:
         return _refuse(str(error), 2)
+    if not keyring and settings.host != LOOPBACK:
+        logger.warning(
+            "HOST=%s and no API_KEYS: everybody who reaches port %d may use this server. "
+            "`python -m tru_vlm.api.keys new NAME` makes a key.",
+            settings.host,
+            settings.port,
+        )
     with _private_folder() as sockets:
         try:
-            server = build_server(settings, profile, sockets)
+            server = build_server(settings, profile, keyring, sockets)
             server.serve(
                 host=settings.host,
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
+                head_seconds=settings.client_timeout_seconds,
+                trusted_proxies=settings.trusted_proxies,
                 on_started=lambda: _announce_when_ready(settings, server.context.service.model_name),
             )
         except StartError as error:

@@ -20,6 +20,7 @@ from tru_vlm.api.event_stream import (
     unless_client_leaves,
 )
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, RequestEvent, VideoEvent, VideoInfo
 
@@ -64,9 +65,9 @@ async def respond(
         shape_of: the answer's shape, given the request's id.
 
     Raises:
-        OverloadedError: if too many requests are open.
+        OverloadedError: if too many requests are open, of this client or of all.
     """
-    stream = await service.open(parsed)
+    stream = await service.open(parsed, principal_of(request))
     shape = shape_of(stream.id)
     if not parsed.stream:
         return _plain(await collect(stream, request), stream.id, shape)

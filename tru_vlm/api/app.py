@@ -12,16 +12,18 @@ from typing import Any
 from fastapi import FastAPI
 
 from tru_vlm.api.error_response import install_error_handlers
-from tru_vlm.api.lingering import LingeringClose
+from tru_vlm.api.keys import Keyring
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.openapi_chat import COMPONENT_BODIES
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan
+from tru_vlm.api.routes import chat, docs, health, inference, login, pages, plan
+from tru_vlm.api.routes.page_html import PageRenderer
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
+from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import InferenceService
-from tru_vlm.paths import STATIC_DIR
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.video.decode_pool import PoolStartError
@@ -34,6 +36,7 @@ class AppContext:
     settings: Settings
     profile: ModelProfile
     service: InferenceService
+    keyring: Keyring
 
 
 class VideoServer(WorkerServer):
@@ -60,17 +63,18 @@ class VideoServer(WorkerServer):
         try:
             await self.context.service.start()
         except Exception as error:
-            is_told = isinstance(error, PoolStartError)
+            is_told = isinstance(error, PoolStartError | ConnectionError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
             raise
 
 
-def build_server(settings: Settings, profile: ModelProfile, socket_directory: Path) -> VideoServer:
+def build_server(settings: Settings, profile: ModelProfile, keyring: Keyring, socket_directory: Path) -> VideoServer:
     """Compose the server.
 
     Args:
         settings: the configuration.
         profile: what the model accepts.
+        keyring: who may use it.
         socket_directory: an existing private folder for the links between processes.
     """
     lit_api = VideoLitAPI(
@@ -83,7 +87,7 @@ def build_server(settings: Settings, profile: ModelProfile, socket_directory: Pa
 
     def context_of(num_workers: int) -> AppContext:
         service = InferenceService(settings, profile, socket_directory, num_workers)
-        return AppContext(settings, profile, service)
+        return AppContext(settings, profile, service, keyring)
 
     return VideoServer(
         lit_api,
@@ -96,9 +100,10 @@ def build_server(settings: Settings, profile: ModelProfile, socket_directory: Pa
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
-    app.add_middleware(LingeringClose)
+    sessions = install_door(app, context.settings, context.keyring, context.service.rates)
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
+    app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
     app.include_router(plan.build_router(context.service))

@@ -22,6 +22,8 @@ import litserve.server
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
+from tru_vlm.api.security.http_protocol import bounded_head_protocol
+
 logger = logging.getLogger(__name__)
 
 # Where the package mcp is installed (vLLM brings it), LitServe mounts a route /mcp that this server does not offer, and
@@ -116,11 +118,21 @@ class WorkerServer(litserve.LitServer):
             time.sleep(0.05)
 
     def serve(
-        self, *, host: str, port: int, drain_seconds: int, log_level: str, on_started: Callable[[], None]
+        self,
+        *,
+        host: str,
+        port: int,
+        drain_seconds: int,
+        log_level: str,
+        head_seconds: float,
+        trusted_proxies: str,
+        on_started: Callable[[], None],
     ) -> None:
         """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
 
         ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
+        ``trusted_proxies`` are addresses and networks whose forwarded headers are believed; uvicorn's default believes
+        everybody on this machine.
 
         Raises:
             StartError: if the workers or the HTTP process do not come up.
@@ -136,6 +148,10 @@ class WorkerServer(litserve.LitServer):
                     log_level=log_level,
                     generate_client_file=False,
                     access_log=False,
+                    server_header=False,
+                    http=bounded_head_protocol(head_seconds),
+                    proxy_headers=bool(trusted_proxies),
+                    forwarded_allow_ips=trusted_proxies or None,
                 )
         except StartError:
             self._stop_processes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import InvalidRequestError, PayloadTooLargeError
 
@@ -52,7 +53,7 @@ async def read_form(service: InferenceService, request: Request, *, is_plan: boo
             f"The body is {content_type.partition(';')[0]!r}; this route accepts multipart/form-data.",
             code="unsupported_content_type",
         )
-    form = await service.receive_form(request.stream(), content_type, is_plan=is_plan)
+    form = await service.receive_form(request.stream(), content_type, principal_of(request), is_plan=is_plan)
     return await service.parse_form(form, is_plan=is_plan)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.planning import MediaPlan, Planner, RequestPlan, TokenCounts
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
 from tru_vlm.api.workers import QueuePosition, WorkerPool
@@ -26,6 +27,7 @@ from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEven
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.principal import Principal
 from tru_vlm.types import (
     Answer,
     DeltaEvent,
@@ -108,6 +110,7 @@ class RequestRun:
     def __init__(
         self,
         request: InferenceRequest,
+        principal: Principal,
         *,
         model_name: str,
         timeout_seconds: float,
@@ -117,6 +120,7 @@ class RequestRun:
         source: VideoSource,
         spool: Spool,
         schemas: SchemaCheck,
+        rates: RateCounter,
     ) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
@@ -130,6 +134,8 @@ class RequestRun:
         self._source = source
         self._spool = spool
         self._schemas = schemas
+        self._principal = principal
+        self._rates = rates
         self._clock = _Clock()
         self._video: VideoInfo | None = None
         self._text: list[str] = []
@@ -190,7 +196,7 @@ class RequestRun:
         """The media as files, which ``held`` removes."""
 
         async def fetch(item: MediaRequest) -> SpooledFile:
-            file = await self._source.file(item.source, param=item.param)
+            file = await self._source.file(item.source, param=item.param, cache_salt=self._principal.cache_salt)
             held.push_async_callback(self._spool.remove, file)
             return file
 
@@ -214,6 +220,9 @@ class RequestRun:
         probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
         plan = await self._planner.plan(probes, self._request)
         self._check_fits(plan.tokens)
+        param = self._request.media[0].param if self._request.media else None
+        seconds = sum(map(_seconds_of, probes, self._request.media))
+        await self._rates.count_video(self._principal, seconds, param=param)
         self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
 
@@ -236,6 +245,7 @@ class RequestRun:
                     self._planner.bounds,
                     allowance=planned.allowance,
                     param=media.param,
+                    cache_salt=self._principal.cache_salt,
                 )
             held.callback(lease.release)
             return lease
@@ -256,7 +266,7 @@ class RequestRun:
             self._video = self._video or video
             self._emit(VideoEvent(self.id, video))
         refs = tuple(lease.ref for lease in leases)
-        request = WorkerRequest(self.id, self._request.messages, refs, generation)
+        request = WorkerRequest(self.id, self._request.messages, refs, generation, self._principal.cache_salt)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(self._workers.run(request)) as events:
@@ -300,6 +310,14 @@ class RequestRun:
 
     def _emit(self, event: RequestEvent) -> None:
         self.events.put_nowait(event)
+
+
+def _seconds_of(probe: MediaProbe, media: MediaRequest) -> float:
+    """How much of a video is looked at; 0 for an image, and where the file does not tell its length."""
+    if probe.duration_seconds is None:
+        return 0.0
+    end = probe.duration_seconds if media.params.video_end is None else media.params.video_end
+    return max(0.0, min(end, probe.duration_seconds) - (media.params.video_start or 0.0))
 
 
 def timed_out(seconds: float) -> RequestTimeoutError:

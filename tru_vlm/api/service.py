@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import WorkerPool
@@ -24,10 +26,13 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.principal import Principal
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
+
+logger = logging.getLogger(__name__)
 
 _RETRY_AFTER_SECONDS = 2.0
 _MAX_FORM_FIELD_BYTES = 1 << 20
@@ -163,6 +168,7 @@ class InferenceService:
         self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
         self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
         self._schemas = SchemaCheck()
+        self.rates = RateCounter(settings.redis_url.get_secret_value())
         capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
         self._questions = Places(capacity)
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
@@ -174,6 +180,7 @@ class InferenceService:
 
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
+        await self.rates.start()
         await self.spool.start()
         await self.videos.start()
         self.workers.start()
@@ -185,14 +192,18 @@ class InferenceService:
         await self.spool.close()
 
     async def receive_form(
-        self, chunks: AsyncIterator[bytes], content_type: str, *, is_plan: bool = False
+        self, chunks: AsyncIterator[bytes], content_type: str, principal: Principal, *, is_plan: bool = False
     ) -> ParsedForm:
-        """Read a multipart body, its file straight to disk.
+        """Read a multipart body of ``principal``, its file straight to disk.
 
         Raises:
             TruError: if the body is malformed or too large, or the server is full; nothing is left on disk.
         """
-        (self._plans if is_plan else self._questions).check()
+        if is_plan:
+            self._plans.check()
+        else:
+            self.rates.check_room(principal)
+            self._questions.check()
         form = await receive_multipart(
             chunks,
             content_type,
@@ -239,19 +250,27 @@ class InferenceService:
         for file in files:
             await self.spool.remove(file)
 
-    async def open(self, request: InferenceRequest) -> RequestStream:
-        """Start work on a request.
+    async def open(self, request: InferenceRequest, principal: Principal) -> RequestStream:
+        """Start work on a request of ``principal``.
 
         Raises:
-            OverloadedError: if too many are open; its files are removed.
+            OverloadedError: if too many are open, of all or of this one; its files are removed.
         """
         try:
+            self.rates.check_room(principal)
             self._questions.take()
         except OverloadedError:
             await self.discard(*request.files)
             raise
+        self.rates.enter(principal)
+
+        def on_end() -> None:
+            self._questions.give_back()
+            self.rates.leave(principal)
+
         run = RequestRun(
             request,
+            principal,
             model_name=self.model_name,
             timeout_seconds=self.settings.request_timeout_seconds,
             planner=self._planner,
@@ -260,10 +279,12 @@ class InferenceService:
             source=self._source,
             spool=self.spool,
             schemas=self._schemas,
+            rates=self.rates,
         )
-        return RequestStream(run, on_end=self._questions.give_back)
+        logger.info("request %s is %s's", run.id, principal.name)
+        return RequestStream(run, on_end)
 
-    async def plan(self, request: InferenceRequest) -> PlanAnswer:
+    async def plan(self, request: InferenceRequest, principal: Principal) -> PlanAnswer:
         """What a request with one video or image would take, without running it; its file is removed.
 
         Raises:
@@ -276,7 +297,7 @@ class InferenceService:
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(item.source, param=item.param)
+                    file = await self._source.file(item.source, param=item.param, cache_salt=principal.cache_salt)
                     held.push_async_callback(self.spool.remove, file)
                     probe = await self.videos.inspect(file, item.param)
                     return await self._planner.answer(probe, request, size_bytes=file.size_bytes)

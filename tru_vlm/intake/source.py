@@ -21,12 +21,13 @@ class VideoSource:
         self._spool = spool
         self._max_bytes = max_bytes
 
-    async def file(self, video: SpooledFile | str, *, param: str) -> SpooledFile:
+    async def file(self, video: SpooledFile | str, *, param: str, cache_salt: str = "") -> SpooledFile:
         """The video as a file, which the caller removes.
 
         Args:
             video: a file that has been uploaded, a data URI, or an http(s) URL.
             param: the request's field that held it, for errors.
+            cache_salt: what was fetched under another one is not found; a tenant's.
 
         Raises:
             TruError: it cannot be had, must not be, or is too large; nothing is left on disk.
@@ -35,7 +36,7 @@ class VideoSource:
             return video
         if is_data_uri(video):
             return await spool_data_uri(video, spool=self._spool, max_bytes=self._max_bytes, param=param)
-        return await self._fetcher.fetch(video, param=param)
+        return await self._fetcher.salted(cache_salt).fetch(video, param=param)
 
 
 def is_remote(video: SpooledFile | str) -> bool:

@@ -36,6 +36,7 @@ FORM_FIELDS = frozenset(
 )
 """Fields of the page's form; each has a place for its error beside it (``#error-<name>``)."""
 
+PRODUCT = "TRU V2"
 _HTMX_CONFIG = {
     "allowEval": False,
     "allowScriptTags": False,
@@ -102,7 +103,8 @@ class PageContext:
     defaults: FieldDefaults
     max_upload_bytes: int
     max_prompt_characters: int
-    product: str = "TRU V2"
+    has_keys: bool
+    product: str = PRODUCT
     version: str = __version__
 
 
@@ -114,7 +116,9 @@ class FrameImage:
     seconds: float | None
 
 
-def page_context(settings: Settings, *, model_name: str, is_demo: bool, samples: Sequence[Sample]) -> PageContext:
+def page_context(
+    settings: Settings, *, model_name: str, is_demo: bool, samples: Sequence[Sample], has_keys: bool
+) -> PageContext:
     """The page's context for this server."""
     return PageContext(
         model_name=model_name,
@@ -129,6 +133,7 @@ def page_context(settings: Settings, *, model_name: str, is_demo: bool, samples:
         ),
         max_upload_bytes=settings.max_upload_bytes,
         max_prompt_characters=settings.max_prompt_characters,
+        has_keys=has_keys,
     )
 
 
@@ -170,6 +175,10 @@ class PageRenderer:
     def page(self, context: PageContext) -> str:
         """The whole page."""
         return self._render("page.html", page=context)
+
+    def login(self, message: str) -> str:
+        """The form that takes a key; ``message`` says what was wrong with the last one."""
+        return self._render("login.html", product=PRODUCT, message=message)
 
     def answer(self, token: str, question: str) -> str:
         """The card of an answer, which opens the event stream ``token``."""

@@ -144,7 +144,9 @@ def prepare_row(
         prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
     )
     visual = VisualInputs(request.media, prompt)
-    chain = BlockChain(prompt, request.media, shared_block_tokens) if shared_block_tokens else None
+    chain = None
+    if shared_block_tokens:
+        chain = BlockChain(prompt, request.media, shared_block_tokens, salt=request.cache_salt)
     params = request.generation
     grammar = None if params.json_schema is None else grammars.start(params.json_schema)
     sequence = Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens)
