@@ -215,7 +215,7 @@ class RequestRun:
         """
 
         async def inspect(item: tuple[SpooledFile, MediaRequest]) -> MediaProbe:
-            return await self._videos.inspect(item[0], item[1].param)
+            return await self._videos.inspect(item[0], item[1].param, self._principal.cache_salt)
 
         probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
         plan = await self._planner.plan(probes, self._request)

@@ -299,7 +299,7 @@ class InferenceService:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
                     file = await self._source.file(item.source, param=item.param, cache_salt=principal.cache_salt)
                     held.push_async_callback(self.spool.remove, file)
-                    probe = await self.videos.inspect(file, item.param)
+                    probe = await self.videos.inspect(file, item.param, principal.cache_salt)
                     return await self._planner.answer(probe, request, size_bytes=file.size_bytes)
             except TimeoutError:
                 raise timed_out(self.settings.request_timeout_seconds) from None
