@@ -10,7 +10,8 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── UnsupportedMediaError     415  the file is not a video or image that can be read
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
-    │   └── FetchError                400  the URL cannot be fetched, or must not be
+    │   ├── FetchError                400  the URL cannot be fetched, or must not be
+    │   └── RangeError                416  the asked-for bytes lie behind the end of the file
     ├── AuthenticationError           401  authentication_error    no valid key came
     ├── ForbiddenError                403  permission_error        it must not come from there
     ├── NotFoundError                 404  not_found_error
@@ -18,6 +19,7 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
     │   └── SlowBodyError             408  the body came too slowly
     ├── UnavailableError              503  server_error            starting, draining, or the worker died
+    ├── InsufficientStorageError      507  server_error            the store of videos has no room for this one
     └── InternalError                 500  server_error            a fault of ours; the log has the request id
 """
 
@@ -141,6 +143,13 @@ class ForbiddenError(TruError):
     status = 403
 
 
+class RangeError(InvalidRequestError):
+    """The bytes that were asked for lie behind the end of the file."""
+
+    default_code = "range_not_satisfiable"
+    status = 416
+
+
 class NotFoundError(TruError):
     """The named thing does not exist (any more)."""
 
@@ -177,6 +186,13 @@ class UnavailableError(TruError):
 
     default_code = "unavailable"
     status = 503
+
+
+class InsufficientStorageError(TruError):
+    """There is no room for what should be kept, and waiting does not make any; the message has the numbers."""
+
+    default_code = "library_full"
+    status = 507
 
 
 class InternalError(TruError):

@@ -45,8 +45,13 @@ class Principal:
     @property
     def cache_salt(self) -> str:
         """16 hex digits that are the tenant's own; what is cached under one salt is never found under another."""
-        return hashlib.sha256(f"tenant:{self.tenant}".encode()).hexdigest()[:_SALT_HEX_DIGITS]
+        return cache_salt_of(self.tenant)
 
 
-ANONYMOUS = Principal(name="anonymous", tenant="", counted_as="anonymous")
+def cache_salt_of(tenant: str) -> str:
+    """See :attr:`Principal.cache_salt`."""
+    return hashlib.sha256(f"tenant:{tenant}".encode()).hexdigest()[:_SALT_HEX_DIGITS]
+
+
+ANONYMOUS = Principal(name="anonymous", tenant="public", counted_as="anonymous")
 """Everybody, on a server without keys; the door puts an address into ``counted_as``."""

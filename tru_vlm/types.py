@@ -18,6 +18,13 @@ Stage = Literal["queued", "fetching", "decoding", "waiting", "prefilling", "gene
 
 
 @dataclass(frozen=True, slots=True)
+class KeptVideo:
+    """A video or image that the server keeps, as a request names it; whether it exists is not known yet."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class VideoParams:
     """How frames are sampled from a video; None means the server's default.
 

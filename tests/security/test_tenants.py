@@ -56,7 +56,7 @@ def test_words_alone_are_not_shared_either(keyed) -> None:
 
 
 def test_every_tenant_has_a_salt_of_its_own() -> None:
-    tenants = ["", "a", "b", "alice"]
+    tenants = ["public", "a", "b", "alice"]
     salts = [Principal("n", tenant, "c").cache_salt for tenant in tenants]
     assert len(set(salts)) == len(tenants)
     assert all(len(salt) == 16 and int(salt, 16) >= 0 for salt in salts)
@@ -69,3 +69,25 @@ def test_a_frame_key_begins_with_its_tenant_and_stays_a_digest() -> None:
     keys = [content_key("ab" * 32, sampling, reader="auto", device="cpu", salt=salt) for salt in salts]
     assert [key[:16] for key in keys] == salts
     assert all(len(key) == 64 for key in keys)
+
+
+def test_kept_videos_are_a_tenant_s_own(keyed, clip: Path) -> None:
+    with clip.open("rb") as file:
+        kept = requests.post(
+            keyed.base + "/v1/videos", files={"video": file}, headers=keyed.bearer("bob"), timeout=TIMEOUT
+        )
+    assert kept.status_code == 201, kept.text
+    url = f"{keyed.base}/v1/videos/{kept.json()['id']}"
+    for path in ("", "/content", "/thumbnail", "/frames"):
+        assert requests.get(url + path, headers=keyed.bearer("alice"), timeout=TIMEOUT).status_code == 404, path
+        assert requests.get(url + path, headers=keyed.bearer("bobs-laptop"), timeout=TIMEOUT).status_code == 200, path
+    assert requests.get(keyed.base + "/v1/videos", headers=keyed.bearer("alice"), timeout=TIMEOUT).json()["data"] == []
+    ask = {"video_id": kept.json()["id"], "prompt": QUESTION, "generation_params": {"max_tokens": 1}}
+    for name, status in (("alice", 404), ("bob", 200)):
+        answer = requests.post(keyed.base + "/v1/inference/url", json=ask, headers=keyed.bearer(name), timeout=TIMEOUT)
+        assert answer.status_code == status, answer.text
+    with clip.open("rb") as file:
+        own = requests.post(
+            keyed.base + "/v1/videos", files={"video": file}, headers=keyed.bearer("alice"), timeout=TIMEOUT
+        )
+    assert own.status_code == 201, "new to alice, whoever else has it"

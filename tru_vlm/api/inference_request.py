@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.source import MediaSource
 from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.types import GenerationParams, Message, VideoParams
 
@@ -22,14 +23,14 @@ class MediaRequest:
     """One video or image: where it is, and how to sample it.
 
     Attributes:
-        source: the file that was uploaded, or an address (http(s) URL or data URI).
+        source: the file that was uploaded, a kept video, or an address (http(s) URL or data URI).
         params: how its frames are sampled.
         param: the body's field that held it.
         sampling_param: the body's field that held ``params``.
         names: fields of ``params`` that stood elsewhere in the body, and where.
     """
 
-    source: SpooledFile | str
+    source: MediaSource
     params: VideoParams
     param: str
     sampling_param: str = "video_params"

@@ -19,7 +19,7 @@ async def read_any(service: InferenceService, request: Request, *, is_plan: bool
         TruError: whatever is wrong with it; nothing is left on disk.
         ClientDisconnect: the client left while it sent.
     """
-    read = read_form if _content_type(request).startswith(_MULTIPART) else read_json
+    read = read_form if content_type_of(request).startswith(_MULTIPART) else read_json
     return await read(service, request, is_plan=is_plan)
 
 
@@ -30,7 +30,7 @@ async def read_json(service: InferenceService, request: Request, *, is_plan: boo
 
 async def receive_json(service: InferenceService, request: Request) -> bytes:
     """The bytes of a JSON body.  Raises as :func:`read_any`."""
-    content_type = _content_type(request)
+    content_type = content_type_of(request)
     if content_type and not content_type.startswith("application/json"):
         raise InvalidRequestError(
             f"The body is {content_type.partition(';')[0]!r}; this route accepts application/json.",
@@ -47,7 +47,7 @@ async def receive_json(service: InferenceService, request: Request) -> bytes:
 
 async def read_form(service: InferenceService, request: Request, *, is_plan: bool = False) -> InferenceRequest:
     """A multipart form.  Raises as :func:`read_any`."""
-    content_type = _content_type(request)
+    content_type = content_type_of(request)
     if not content_type.startswith(_MULTIPART):
         raise InvalidRequestError(
             f"The body is {content_type.partition(';')[0]!r}; this route accepts multipart/form-data.",
@@ -57,5 +57,11 @@ async def read_form(service: InferenceService, request: Request, *, is_plan: boo
     return await service.parse_form(form, is_plan=is_plan)
 
 
-def _content_type(request: Request) -> str:
+def content_type_of(request: Request) -> str:
+    """The body's type, as the client tells it."""
     return request.headers.get("content-type", "")
+
+
+def owner_of(request: Request) -> str:
+    """Whose kept videos a request may see: its tenant's."""
+    return principal_of(request).tenant

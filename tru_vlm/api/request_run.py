@@ -196,7 +196,7 @@ class RequestRun:
         """The media as files, which ``held`` removes."""
 
         async def fetch(item: MediaRequest) -> SpooledFile:
-            file = await self._source.file(item.source, param=item.param, cache_salt=self._principal.cache_salt)
+            file = await self._source.file(item.source, param=item.param, owner=self._principal.tenant)
             held.push_async_callback(self._spool.remove, file)
             return file
 
