@@ -1,4 +1,4 @@
-"""A bounded number of requests at once; one more is told so instead of waiting without end."""
+"""Places bound how many things are done at once.  They know nothing of what is done."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
 from tru_vlm.api.planning import PlanAnswer, Planner
@@ -152,8 +153,19 @@ class InferenceService:
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
             cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
         )
-        self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
+        database, library = build_library(settings, self.spool)
+        borrow = borrow_from(library)
+        self._source = VideoSource(fetcher, self.spool, borrow, max_bytes=settings.max_upload_bytes)
         self.models = Models([self._model(host) for host in hosted], aliases or {}, default or hosted[0].name)
+        self.library = LibraryService(
+            settings,
+            database=database,
+            store=library,
+            spool=self.spool,
+            source=self._source,
+            videos=self.videos,
+            bounds=self.models.variants_of(self.models.default)[0].planner.bounds,
+        )
         self._schemas = SchemaCheck()
         capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
@@ -178,6 +190,7 @@ class InferenceService:
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
         await self.spool.start()
+        await self.library.start()
         await self.videos.start()
         for model in self.models:
             model.workers.start()
@@ -187,6 +200,7 @@ class InferenceService:
         for model in self.models:
             await model.workers.close()
         await self.videos.close()
+        await self.library.close()
         await self.spool.close()
 
     async def receive_form(
@@ -280,7 +294,7 @@ class InferenceService:
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(item.source, param=item.param)
+                    file = await self._source.file(item.source, param=item.param, owner=request.owner)
                     held.push_async_callback(self.spool.remove, file)
                     model = self.models.at_once(name, request.routing_key)
                     model = model or self.models.by_content(name, request, [file])

@@ -66,6 +66,7 @@ def build_router(service: InferenceService) -> APIRouter:
             },
             "affinity": _sum([model.workers.affinity_stats() for model in service.models]),
             "video": dataclasses.asdict(service.videos.stats()),
+            "library": dataclasses.asdict(await service.library.store.stats()),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
                 "max_upload_bytes": service.settings.max_upload_bytes,
