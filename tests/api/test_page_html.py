@@ -138,7 +138,12 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
     settings = load_settings(env_file=None)
     page = renderer.page(
         page_context(
-            settings, model_name="a <model>", is_demo=is_demo, samples=load_samples(STATIC_DIR), has_keys=False
+            settings,
+            models=["a <model>"],
+            default_model="a <model>",
+            is_demo=is_demo,
+            samples=load_samples(STATIC_DIR),
+            has_keys=False,
         )
     )
     assert ("a &lt;model&gt;" in page) is not is_demo

@@ -85,8 +85,9 @@ def build_pages_router(context: AppContext) -> APIRouter:
     samples = load_samples(STATIC_DIR)
     shown = page_context(
         context.settings,
-        model_name=service.model_name,
-        is_demo=context.profile.is_demo,
+        models=service.models.names,
+        default_model=service.models.default,
+        is_demo=all(model.profile.is_demo for model in service.models),
         samples=samples,
         has_keys=bool(context.keyring),
     )
