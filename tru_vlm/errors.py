@@ -11,6 +11,7 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
     │   └── FetchError                400  the URL cannot be fetched, or must not be
+    ├── ForbiddenError                403  permission_error        who asks may not
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
@@ -23,7 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-ErrorType = Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"]
+ErrorType = Literal[
+    "invalid_request_error", "permission_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,14 @@ class FetchError(InvalidRequestError):
     """The URL must not be fetched (scheme, address), or could not be."""
 
     default_code = "url_not_fetched"
+
+
+class ForbiddenError(TruError):
+    """Who asks may not do this here."""
+
+    type = "permission_error"
+    default_code = "forbidden"
+    status = 403
 
 
 class NotFoundError(TruError):

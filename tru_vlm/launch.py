@@ -44,6 +44,7 @@ def _serve(settings: Settings) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.litserve_seams import StartError
+    from tru_vlm.api.socket_protocol import socket_options
 
     try:
         profile = load_profile(settings.model_path, max_context_tokens=settings.max_context_tokens)
@@ -58,6 +59,7 @@ def _serve(settings: Settings) -> int:
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
                 on_started=lambda: _announce_when_ready(settings, server.context.service.model_name),
+                uvicorn_options=socket_options(settings),
             )
         except StartError as error:
             return _refuse(str(error), 1)

@@ -19,6 +19,7 @@ ROUTES = {
     "/predict": {"post"},
     "/v1/inference/url": {"post"},
     "/v1/inference/upload": {"post"},
+    "/v1/inference/ws": {"get"},
     "/v1/plan": {"post"},
     "/v1/chat/completions": {"post"},
     "/v1/models": {"get"},

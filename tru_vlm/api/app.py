@@ -11,14 +11,14 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from tru_vlm.api import openapi_chat, openapi_socket
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.openapi_chat import COMPONENT_BODIES
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan
+from tru_vlm.api.routes import chat, docs, health, inference, pages, plan, websocket
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
 from tru_vlm.paths import STATIC_DIR
@@ -101,8 +101,9 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(pages.build_pages_router(context))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
+    app.include_router(websocket.build_router(context.service))
     app.include_router(plan.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(app, COMPONENT_BODIES)
+    install_openapi(app, (*openapi_chat.COMPONENT_BODIES, *openapi_socket.COMPONENT_BODIES))

@@ -116,11 +116,19 @@ class WorkerServer(litserve.LitServer):
             time.sleep(0.05)
 
     def serve(
-        self, *, host: str, port: int, drain_seconds: int, log_level: str, on_started: Callable[[], None]
+        self,
+        *,
+        host: str,
+        port: int,
+        drain_seconds: int,
+        log_level: str,
+        on_started: Callable[[], None],
+        uvicorn_options: dict[str, Any],
     ) -> None:
         """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
 
-        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
+        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that);
+        ``uvicorn_options`` are further arguments of ``uvicorn.Config``.
 
         Raises:
             StartError: if the workers or the HTTP process do not come up.
@@ -136,6 +144,7 @@ class WorkerServer(litserve.LitServer):
                     log_level=log_level,
                     generate_client_file=False,
                     access_log=False,
+                    **uvicorn_options,
                 )
         except StartError:
             self._stop_processes()
