@@ -31,11 +31,20 @@ class Socket:
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
 
-    def ask(self, name: str | None, video: Path | str, prompt: str = QUESTION, **generation: Any) -> None:
+    def ask(
+        self,
+        name: str | None,
+        video: Path | str,
+        prompt: str = QUESTION,
+        *,
+        nframes: int | None = None,
+        **generation: Any,
+    ) -> None:
         """Ask about a file, or what is at a URL; sends no id where there is no name."""
         message = {
             "video_url": data_uri(video) if isinstance(video, Path) else video,
             "prompt": prompt,
+            "video_params": {"nframes": nframes},
             "generation_params": {"temperature": 0, "max_tokens": 64, **generation},
         }
         self.say(message if name is None else {"id": name, **message})

@@ -160,7 +160,7 @@ def test_cancel_during_the_fetch(socket: Socket) -> None:
 def test_cancel_during_the_video_decode(quiet: Server, socket: Socket, clips: dict[str, Path]) -> None:
     child = decode_child(quiet)
     child.suspend()
-    socket.ask("a", clips["one"])
+    socket.ask("a", clips["one"], nframes=6)  # as no other test, so that they are not in the frame cache
     wait_until(lambda: health(quiet)["video"]["pool"]["num_busy"] == 1)
     cancelled(socket)
     wait_until(lambda: not child.is_running())
