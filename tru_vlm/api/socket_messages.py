@@ -90,6 +90,7 @@ class SocketDone(_Event):
 
     type: Literal["done"]
     model: str
+    variant: str | None = Field(None, description="The model that answered, where `model` may be an alias of several.")
     text: str
     finish_reason: FinishReason
     usage: SocketUsage
