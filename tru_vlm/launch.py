@@ -46,7 +46,8 @@ def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.placement import StartError
-    from tru_vlm.api.security.install import LOOPBACK, load_keyring
+    from tru_vlm.api.security.install import LOOPBACK, http_options, load_keyring
+    from tru_vlm.api.socket_protocol import socket_options
 
     try:
         keyring = load_keyring(settings)
@@ -68,9 +69,8 @@ def _serve(settings: Settings, served: ServedModels) -> int:
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
-                head_seconds=settings.client_timeout_seconds,
-                trusted_proxies=settings.trusted_proxies,
                 on_started=lambda: _announce_when_ready(settings, served),
+                uvicorn_options={**http_options(settings), **socket_options(settings)},
             )
         except StartError as error:
             return _refuse(str(error), 1)

@@ -23,7 +23,7 @@ SECRETS = ("api_keys", "session_secret", "redis_url")
 """Never shown: not in an error, a log or health.  Each may stand in a file, named by its ``…_FILE``."""
 
 _LEAST_SECRET_CHARACTERS = 32
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]{1,260}")
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+", re.IGNORECASE)
 
 
 class SettingsError(ValueError):
@@ -299,6 +299,19 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[int, Field(ge=0)] = Field(
         30, description="On SIGTERM, how long running answers may go on, in seconds."
     )
+    max_socket_requests: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        16, description="Most requests at once on one WebSocket."
+    )
+    socket_idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="A WebSocket on which nothing runs and nothing is asked is closed after this, in seconds."
+    )
+    socket_ping_seconds: Annotated[float, Field(gt=0)] = Field(
+        20.0,
+        description=(
+            "How often a WebSocket's client is pinged, and how long it has to answer, in seconds; one that does not, "
+            "or does not read, is dropped and its requests are stopped."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
     @field_validator("video_decode_device")
@@ -355,7 +368,7 @@ class Settings(BaseSettings):
     def _are_origins(cls, value: str) -> str:
         for origin in split_list(value):
             if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is no origin: a scheme and a host, such as https://app.example.com")
+                raise ValueError(f"{origin!r} is no origin, which is scheme://host or scheme://host:port, and no more")
         return value
 
     @field_validator("trusted_proxies")

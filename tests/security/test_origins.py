@@ -61,7 +61,7 @@ def test_no_host_and_two_hosts_are_refused(server: Server) -> None:
 @pytest.mark.parametrize("path", ["/v1/plan", "/predict", "/ui/ask", "/v1/chat/completions"])
 def test_a_page_of_another_site_cannot_post(server: Server, path: str, headers: dict[str, str]) -> None:
     response = requests.post(server.base + path, data=b"prompt=x", headers=headers, timeout=TIMEOUT)
-    assert (response.status_code, error_of(response)["code"]) == (403, "cross_site")
+    assert (response.status_code, error_of(response)["code"]) == (403, "origin_not_allowed")
 
 
 def test_its_own_page_and_programs_can(server: Server) -> None:

@@ -60,7 +60,7 @@ def test_a_session_needs_to_say_where_a_question_comes_from(keyed) -> None:
     browser = sign_in(keyed)
     body = {"video_url": "http://127.0.0.1:65001/a.mp4", "prompt": "x"}
     silent = browser.post(keyed.base + "/v1/plan", json=body, timeout=TIMEOUT)
-    assert (silent.status_code, error_of(silent)["code"]) == (403, "cross_site")
+    assert (silent.status_code, error_of(silent)["code"]) == (403, "origin_not_allowed")
     own = browser.post(keyed.base + "/v1/plan", json=body, headers={"Origin": keyed.base}, timeout=TIMEOUT)
     assert error_of(own)["code"] == "url_not_fetched"
 

@@ -24,7 +24,6 @@ from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
 
 from tru_vlm.api.placement import Placement, StartError, group_devices
-from tru_vlm.api.security.http_protocol import bounded_head_protocol
 
 logger = logging.getLogger(__name__)
 
@@ -143,15 +142,13 @@ class WorkerServer(litserve.LitServer):
         port: int,
         drain_seconds: int,
         log_level: str,
-        head_seconds: float,
-        trusted_proxies: str,
         on_started: Callable[[], None],
+        uvicorn_options: dict[str, Any],
     ) -> None:
         """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
 
-        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
-        ``trusted_proxies`` are addresses and networks whose forwarded headers are believed; uvicorn's default believes
-        everybody on this machine.
+        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that);
+        ``uvicorn_options`` are further arguments of ``uvicorn.Config``.
 
         Raises:
             StartError: if the workers or the HTTP process do not come up.
@@ -167,10 +164,7 @@ class WorkerServer(litserve.LitServer):
                     log_level=log_level,
                     generate_client_file=False,
                     access_log=False,
-                    server_header=False,
-                    http=bounded_head_protocol(head_seconds),
-                    proxy_headers=bool(trusted_proxies),
-                    forwarded_allow_ips=trusted_proxies or None,
+                    **uvicorn_options,
                 )
         except StartError:
             self._stop_processes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -10,6 +12,7 @@ from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.security.door import Door
 from tru_vlm.api.security.headers import SecurityHeaders
+from tru_vlm.api.security.http_protocol import bounded_head_protocol
 from tru_vlm.api.security.identity import Identifier
 from tru_vlm.api.security.origins import LOOPBACK_HOSTS, OriginCheck
 from tru_vlm.api.security.sessions import Sessions
@@ -41,6 +44,16 @@ def load_keyring(settings: Settings) -> Keyring:
     except ValueError as error:
         name = "API_KEYS_FILE" if settings.api_keys_file else "API_KEYS"
         raise ValueError(f"{name}: {error}.") from None
+
+
+def http_options(settings: Settings) -> dict[str, Any]:
+    """Arguments of ``uvicorn.Config`` for HTTP.  Its default believes what everybody on this machine forwards."""
+    return {
+        "http": bounded_head_protocol(settings.client_timeout_seconds),
+        "server_header": False,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": split_list(settings.trusted_proxies),
+    }
 
 
 def install_door(app: FastAPI, settings: Settings, keyring: Keyring, rates: RateCounter) -> Sessions:

@@ -17,7 +17,7 @@ from tru_vlm.intake.fetch import is_listed_host
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class OriginCheck:
@@ -30,7 +30,7 @@ class OriginCheck:
 
     def __init__(self, *, hosts: Collection[str], origins: Collection[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._origins = frozenset(origin.lower() for origin in origins)
+        self._origins = frozenset(_place(origin) for origin in origins)
 
     def check_host(self, headers: Headers) -> None:
         """Refuse a request for another host.
@@ -54,19 +54,28 @@ class OriginCheck:
             is_required: whether it must say where it comes from, as browsers do; programs with a key need not.
 
         Raises:
-            ForbiddenError: code ``cross_site``.
+            ForbiddenError: code ``origin_not_allowed``.
         """
-        origin = connection.headers.get("origin")
+        origins = connection.headers.getlist("origin")
         site = connection.headers.get("sec-fetch-site")
-        if origin is not None:
-            is_fine = origin.lower() in self._origins or _is_same(origin, connection)
+        if origins:
+            is_fine = all(self._is_allowed(origin, connection) for origin in origins)
         elif site is not None:
             is_fine = site in ("same-origin", "none")
         else:
             is_fine = not is_required
         if not is_fine:
-            text = "It was sent by a page of another site; ALLOWED_ORIGINS lists those that may."
-            raise ForbiddenError(text, code="cross_site")
+            raise ForbiddenError(
+                "Pages of another site may not use this server; its operator can add the site to ALLOWED_ORIGINS.",
+                code="origin_not_allowed",
+            )
+
+    def _is_allowed(self, origin: str, connection: HTTPConnection) -> bool:
+        """Whether an origin is this server's own, or listed.  The own one's scheme may differ: a proxy may end TLS."""
+        place = _place(origin)
+        if place is None:
+            return False
+        return place in self._origins or place == _place(f"{place[0]}://{connection.headers.get('host', '')}")
 
 
 def _host_name(value: str) -> str | None:
@@ -77,13 +86,13 @@ def _host_name(value: str) -> str | None:
     return name.lower() if name and (not port or port.isdigit()) else None
 
 
-def _is_same(origin: str, connection: HTTPConnection) -> bool:
-    """Whether an origin is this server's own.  Its scheme may differ: a proxy may end TLS before us."""
+def _place(origin: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an origin (RFC 6454); None for one without them, which "null" is."""
     try:
-        parts = urlsplit(origin.lower())
-        came = (parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme))
-        host = urlsplit(f"//{connection.headers['host'].lower()}")
-        here = (host.hostname, host.port or _DEFAULT_PORTS.get(parts.scheme))
-    except (ValueError, KeyError):
-        return False
-    return parts.scheme in ("http", "https") and came == here
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS[parts.scheme]
