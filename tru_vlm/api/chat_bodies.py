@@ -124,9 +124,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -139,8 +136,37 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "verbosity": (),
     "web_search_options": (),
+    # vLLM's and SGLang's
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "continue_final_message": (False,),
+    "documents": (),
+    "echo": (False,),
+    "include_reasoning": (False, True),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1.0,),
+    "min_tokens": (0,),
+    "no_stop_trim": (False,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (False, True),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (False, True),
+    "stop_token_ids": ([],),
+    "stream_reasoning": (False, True),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
-"""Fields of OpenAI's that this server does not implement, and the values, beside null, that ask for nothing."""
+"""Fields that this server does not implement, and the values, beside null, that ask for nothing."""
 
 
 def _describe_neutral(schema: dict[str, Any]) -> None:

@@ -68,7 +68,6 @@ def parse_chat(body: bytes, settings: Settings, model_name: str) -> ChatRequest:
             generation=build_generation(
                 chat.model_copy(update={"max_tokens": length}),
                 settings,
-                response_format=chat.response_format,
                 max_tokens_param=length_name,
                 response_format_param="response_format",
             ),

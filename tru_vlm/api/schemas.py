@@ -14,7 +14,6 @@ from pydantic import Field
 from tru_vlm.api.bodies import (
     Body,
     GenerationParamsBody,
-    ResponseFormatBody,
     VideoParamsBody,
     parse_object,
     validate,
@@ -55,6 +54,7 @@ class UrlPlanBody(UrlRequestBody):
 
 _FLAT_FIELDS = {"prompt", "video_url", "stream"}
 _VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
+_STRUCTURED_FIELDS = ("response_format", "logit_bias")
 _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
 
@@ -103,29 +103,30 @@ def parse_form(
         )
     values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
     values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
-    response_format = _parse_response_format(given.pop("response_format", None))
+    structured = _parse_structured({name: given.pop(name) for name in _STRUCTURED_FIELDS if name in given})
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, {"video_url": "upload:", **values}, is_form=True)
-    return _build(body, settings, file, response_format)
+    generation = body.generation_params.model_copy(update=structured)
+    return _build(body.model_copy(update={"generation_params": generation}), settings, file)
 
 
-def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
-    """The one field of a form that is JSON."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("response_format is not valid JSON.", param="response_format") from None
-    return validate(GenerationParamsBody, {"response_format": value}).response_format
+def _parse_structured(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a form that are JSON text, checked."""
+    values = {}
+    for name, text in texts.items():
+        try:
+            values[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InvalidRequestError(f"{name} is not valid JSON.", param=name) from None
+    body = validate(GenerationParamsBody, values)
+    return {name: getattr(body, name) for name in values}
 
 
 def _build(
     body: UrlRequestBody,
     settings: Settings,
     file: SpooledFile | None = None,
-    response_format: ResponseFormatBody | None = None,
 ) -> InferenceRequest:
     check_length(len(body.prompt), settings, param="prompt")
     if not body.prompt.strip() and "prompt" in body.model_fields_set:
@@ -140,7 +141,6 @@ def _build(
         generation=build_generation(
             generation,
             settings,
-            response_format=response_format or generation.response_format,
             max_tokens_param=f"{where}max_tokens",
             response_format_param=f"{where}response_format",
         ),
@@ -154,16 +154,14 @@ def build_generation(
     body: GenerationParamsBody,
     settings: Settings,
     *,
-    response_format: ResponseFormatBody | None,
     max_tokens_param: str,
     response_format_param: str,
 ) -> GenerationParams:
     """Checked parameters with the server's defaults filled in.
 
     Args:
-        body: the parameters; its own response format is not looked at.
+        body: the parameters.
         settings: the server's limits and defaults.
-        response_format: what the answer's text must be.
         max_tokens_param: the request's field that errors name for the length.
         response_format_param: and for the format.
 
@@ -175,7 +173,7 @@ def build_generation(
             f"max_tokens is {body.max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
             param=max_tokens_param,
         )
-    json_schema = response_format.schema_text() if response_format else None
+    json_schema = body.response_format.schema_text() if body.response_format else None
     if json_schema is not None and body.ignore_eos:
         raise InvalidRequestError(
             "response_format and ignore_eos contradict each other: JSON ends where it is complete.",
@@ -186,10 +184,14 @@ def build_generation(
         max_tokens=body.max_tokens or settings.max_new_tokens,
         temperature=settings.temperature if body.temperature is None else body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
         seed=body.seed,
         stop=tuple(stop),
         repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=tuple({int(token): bias for token, bias in (body.logit_bias or {}).items()}.items()),
         ignore_eos=body.ignore_eos,
         json_schema=json_schema,
     )
