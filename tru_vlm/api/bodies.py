@@ -143,10 +143,9 @@ class ResponseFormatBody(Body):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
-class GenerationParamsBody(Body):
-    """How the answer is generated. What is left out takes the server's default."""
+class SamplingBody(Body):
+    """How the answer's tokens are drawn. What is left out takes the server's default."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.", examples=[128])
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 is greedy.", examples=[0.0])
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus mass.")
     top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = Field(
@@ -170,7 +169,13 @@ class GenerationParamsBody(Body):
         "this field is JSON text.",
         examples=[{"42": -100}],
     )
-    ignore_eos: bool = Field(False, description="Go on past the model's own end, up to `max_tokens`.")
+    ignore_eos: bool = Field(False, description="Go on past the model's own end, up to the most tokens.")
+
+
+class GenerationParamsBody(SamplingBody):
+    """How the answer is generated. What is left out takes the server's default."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.", examples=[128])
     response_format: ResponseFormatBody | None = Field(
         None,
         description="Make the answer JSON, on one line; in a form, this field is JSON text. "

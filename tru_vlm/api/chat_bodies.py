@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from tru_vlm.api.bodies import MAX_FRAMES, MAX_PIXELS, Body, GenerationParamsBody, VideoParamsBody
+from tru_vlm.api.bodies import MAX_FRAMES, MAX_PIXELS, Body, GenerationParamsBody, SamplingBody, VideoParamsBody
+from tru_vlm.api.neutral import describe_neutral
 
 Nothing = Annotated[None, Field(description="Null, as in an answer that is sent back.")]
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
@@ -169,22 +170,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields that this server does not implement, and the values, beside null, that ask for nothing."""
 
 
-def _describe_neutral(schema: dict[str, Any]) -> None:
-    for name, values in NEUTRAL.items():
-        text = "Not supported; accepted are only values that ask for nothing."
-        schema["properties"][name] = {"enum": [None, *values], "description": text}
-
-
-class ChatRequestBody(GenerationParamsBody):
-    """OpenAI's chat completion.  A field that is null counts as left out."""
-
-    model_config = ConfigDict(json_schema_extra=_describe_neutral)
+class ConversationBody(SamplingBody):
+    """What the bodies of OpenAI's routes have in common."""
 
     model: str | None = Field(None, description="The name that `/v1/models` tells; may be left out.", examples=["demo"])
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="The same as `max_tokens`.")
     stream: bool = Field(False, description="Answer as server-sent events.")
-    stream_options: StreamOptionsBody | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
     user: str | None = Field(None, description="Changes nothing.")
@@ -193,3 +183,13 @@ class ChatRequestBody(GenerationParamsBody):
     prompt_cache_key: str | None = Field(None, description="Changes nothing: what is kept is found by its content.")
     prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
     parallel_tool_calls: bool | None = Field(None, description="Changes nothing: there are no tools.")
+
+
+class ChatRequestBody(ConversationBody, GenerationParamsBody):
+    """OpenAI's chat completion.  A field that is null counts as left out."""
+
+    model_config = ConfigDict(json_schema_extra=describe_neutral(NEUTRAL))
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="The same as `max_tokens`.")
+    stream_options: StreamOptionsBody | None = None

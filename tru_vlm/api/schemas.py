@@ -14,6 +14,8 @@ from pydantic import Field
 from tru_vlm.api.bodies import (
     Body,
     GenerationParamsBody,
+    ResponseFormatBody,
+    SamplingBody,
     VideoParamsBody,
     parse_object,
     validate,
@@ -141,6 +143,8 @@ def _build(
         generation=build_generation(
             generation,
             settings,
+            max_tokens=generation.max_tokens,
+            response_format=generation.response_format,
             max_tokens_param=f"{where}max_tokens",
             response_format_param=f"{where}response_format",
         ),
@@ -151,37 +155,41 @@ def _build(
 
 
 def build_generation(
-    body: GenerationParamsBody,
+    body: SamplingBody,
     settings: Settings,
     *,
+    max_tokens: int | None,
+    response_format: ResponseFormatBody | None,
     max_tokens_param: str,
     response_format_param: str,
 ) -> GenerationParams:
     """Checked parameters with the server's defaults filled in.
 
     Args:
-        body: the parameters.
+        body: how tokens are drawn.
         settings: the server's limits and defaults.
+        max_tokens: most tokens of the answer; None takes the server's limit.
+        response_format: what the answer's text must be.
         max_tokens_param: the request's field that errors name for the length.
         response_format_param: and for the format.
 
     Raises:
         InvalidRequestError: more tokens than the server allows, or a format that contradicts ``ignore_eos``.
     """
-    if body.max_tokens is not None and body.max_tokens > settings.max_new_tokens:
+    if max_tokens is not None and max_tokens > settings.max_new_tokens:
         raise InvalidRequestError(
-            f"max_tokens is {body.max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
+            f"{max_tokens_param} is {max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
             param=max_tokens_param,
         )
-    json_schema = body.response_format.schema_text() if body.response_format else None
+    json_schema = response_format.schema_text() if response_format else None
     if json_schema is not None and body.ignore_eos:
         raise InvalidRequestError(
-            "response_format and ignore_eos contradict each other: JSON ends where it is complete.",
+            f"{response_format_param} and ignore_eos contradict each other: JSON ends where it is complete.",
             param=response_format_param,
         )
     stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
     return GenerationParams(
-        max_tokens=body.max_tokens or settings.max_new_tokens,
+        max_tokens=max_tokens or settings.max_new_tokens,
         temperature=settings.temperature if body.temperature is None else body.temperature,
         top_p=body.top_p,
         top_k=max(0, body.top_k),
