@@ -18,7 +18,8 @@ from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.openapi_chat import COMPONENT_BODIES
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan
+from tru_vlm.api.openapi_responses import RESPONSES_BODIES
+from tru_vlm.api.routes import chat, docs, health, inference, pages, plan, responses
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
 from tru_vlm.paths import STATIC_DIR
@@ -103,6 +104,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(inference.build_router(context.service))
     app.include_router(plan.build_router(context.service))
     app.include_router(chat.build_router(context.service))
+    app.include_router(responses.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(app, COMPONENT_BODIES)
+    install_openapi(app, (*COMPONENT_BODIES, *RESPONSES_BODIES))

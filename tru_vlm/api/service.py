@@ -16,6 +16,7 @@ from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
@@ -233,6 +234,10 @@ class InferenceService:
             NotFoundError: it asks for another model.
         """
         return parse_chat(body, self.settings, self.model_name)
+
+    def parse_responses(self, body: bytes) -> ResponsesRequest:
+        """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
+        return parse_responses(body, self.settings, self.model_name)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
