@@ -6,9 +6,9 @@ from typing import Any
 
 from tru_vlm.api.openapi import ERROR_RESPONSES, body_of
 from tru_vlm.api.openapi_chat import EXTENSION_SCHEMA, NOT_FOUND, json_of, object_of
-from tru_vlm.api.responses_bodies import RESPONSES_PARTS, ResponsesRequestBody
+from tru_vlm.api.responses_bodies import RESPONSES_PARTS, InputMessage, ResponsesRequestBody
 
-RESPONSES_BODIES = (ResponsesRequestBody, *RESPONSES_PARTS)
+COMPONENT_BODIES = (ResponsesRequestBody, InputMessage, *RESPONSES_PARTS)
 _REQUEST_EXAMPLE = {
     "model": "demo",
     "input": [

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema, model_validator
 
-from tru_vlm.api.bodies import Body, VideoParamsBody, conflict
+from tru_vlm.api.bodies import Body, VideoId, VideoParamsBody, conflict
 from tru_vlm.api.chat_bodies import ChatImagePart, ChatVideoPart, ConversationBody, ImageUrlBody, Url
 from tru_vlm.api.neutral import describe_neutral
 
@@ -28,20 +28,21 @@ class OutputTextPart(Body):
 
 
 class InputImagePart(ImageUrlBody):
-    """An image."""
+    """An image: give `image_url` or `video_id`."""
 
     type: Literal["input_image"]
-    url: Url = Field(alias="image_url")
+    url: Url | None = Field(None, alias="image_url")
     detail: Literal["auto", "low", "high", "original"] | None = Field(  # type: ignore[assignment]
         None, description="Changes nothing; give `max_pixels`."
     )
 
 
 class InputVideoPart(VideoParamsBody):
-    """A video, and how it alone is sampled.  OpenAI's API has no such part."""
+    """A video (`video_url` or `video_id`), and how it alone is sampled.  OpenAI's API has no such part."""
 
     type: Literal["input_video"]
-    video_url: Url
+    video_url: Url | None = None
+    video_id: VideoId | None = None
 
 
 RESPONSES_PARTS = (InputTextPart, OutputTextPart, InputImagePart, InputVideoPart)
@@ -63,6 +64,9 @@ class InputMessage(Body):
     id: str | None = Field(None, description="Changes nothing.")
     status: Literal["in_progress", "completed", "incomplete"] | None = Field(None, description="Changes nothing.")
     phase: Literal["commentary", "final_answer"] | None = Field(None, description="Changes nothing.")
+
+
+_MESSAGE_REF = {"$ref": f"#/components/schemas/{InputMessage.__name__}"}
 
 
 class TextFormatBody(Body):
@@ -121,9 +125,11 @@ class ResponsesRequestBody(ConversationBody):
 
     model_config = ConfigDict(json_schema_extra=describe_neutral(RESPONSES_NEUTRAL))
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1)] = Field(
-        description="A question, or the turns of a conversation."
-    )
+    input: Annotated[
+        list[InputMessage],
+        Field(min_length=1, description="A question, or the turns of a conversation."),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _MESSAGE_REF, "minItems": 1}]}),
+    ]
     instructions: str | None = Field(None, description="A system message that stands before all others.")
     max_output_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.")
     text: TextBody | None = None

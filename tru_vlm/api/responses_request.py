@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ _PARTS: dict[str, type[Part]] = {
     "image_url": ChatImagePart,
 }
 _FORMAT = "text.format"
+_FREE = {"type": "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,7 @@ def parse_responses(body: bytes, settings: Settings, model_name: str) -> Respons
         NotFoundError: it asks for another model.
     """
     given = without_neutral(parse_object(body), RESPONSES_NEUTRAL)
-    _check_items(given.get("input"))
-    asked = validate(ResponsesRequestBody, given)
+    asked = validate(ResponsesRequestBody, {**given, **_as_messages(given)})
     if asked.model is not None:
         check_model(asked.model, model_name)
     if asked.stream_options is not None and not asked.stream:
@@ -72,11 +73,8 @@ def parse_responses(body: bytes, settings: Settings, model_name: str) -> Respons
     conversation = Conversation(_PARTS, _open_part, shared=SharedSampling.of(asked), settings=settings, param="input")
     if asked.instructions is not None:
         conversation.add("system", asked.instructions, at="instructions")
-    if isinstance(asked.input, str):
-        conversation.add("user", asked.input, at="input")
-    else:
-        for index, message in enumerate(asked.input):
-            conversation.add(message.role, message.content, at=f"input.{index}")
+    for index, message in enumerate(asked.input):
+        conversation.add(message.role, message.content, at=f"input.{index}")
     messages, media = conversation.finish()
     text_format = asked.text.format if asked.text else None
     generation = build_generation(
@@ -106,20 +104,21 @@ def parse_responses(body: bytes, settings: Settings, model_name: str) -> Respons
     return ResponsesRequest(inference, repeated)
 
 
-_FREE = {"type": "text"}
-
-
-def _check_items(items: Any) -> None:
-    """Refuse kinds of items that are not messages, by name.
+def _as_messages(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The input as a list of messages; empty where there is none.
 
     Raises:
-        InvalidRequestError: naming the first.
+        InvalidRequestError: naming the first item that is something else.
     """
+    items = given.get("input")
+    if isinstance(items, str):
+        return {"input": [{"role": "user", "content": items}]}
     for index, item in enumerate(items if isinstance(items, list) else []):
-        kind = item.get("type", "message") if isinstance(item, dict) else None
+        kind = item.get("type", "message") if isinstance(item, dict) else "message"
         if kind != "message":
             param = f"input.{index}.type"
-            raise InvalidRequestError(f"{param} is {str(kind)[:80]!r}; accepted is message.", param=param)
+            raise InvalidRequestError(f"{param} is {str(kind)[:80]!r}; accepted is 'message'.", param=param)
+    return {}
 
 
 def _response_format(given: TextFormatBody | None) -> ResponseFormatBody | None:
@@ -139,5 +138,5 @@ def _open_part(part: Part) -> str | Medium:
         return Medium(part, url_name="image_url")
     if isinstance(part, InputVideoPart):
         sampling = part.model_dump(include=set(VideoParamsBody.model_fields), exclude_unset=True)
-        return Medium(VideoUrlBody(url=part.video_url, **sampling), url_name="video_url")
+        return Medium(VideoUrlBody(url=part.video_url, video_id=part.video_id, **sampling), url_name="video_url")
     return Medium(part.video_url if isinstance(part, ChatVideoPart) else part.image_url, at=part.type)
