@@ -23,7 +23,7 @@ class ChatAnswer:
 
     Args:
         request_id: of the request; the completion's id is made of it.
-        model: the model's name.
+        model: the model or alias that was asked for.
         include_usage: whether a stream ends with the token counts.
     """
 
@@ -103,8 +103,12 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
-    """What OpenAI's shapes have no field for: what was sampled, and where the time went."""
-    return {"video": [dataclasses.asdict(video) for video in videos], "timings": dataclasses.asdict(answer.timings)}
+    """What OpenAI's shapes have no field for: who answered, what was sampled, and where the time went."""
+    return {
+        "variant": answer.variant,
+        "video": [dataclasses.asdict(video) for video in videos],
+        "timings": dataclasses.asdict(answer.timings),
+    }
 
 
 def _data(body: dict[str, Any]) -> bytes:

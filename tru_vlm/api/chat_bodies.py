@@ -186,14 +186,22 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 class ConversationBody(SamplingBody):
     """What the bodies of OpenAI's routes have in common."""
 
-    model: str | None = Field(None, description="The name that `/v1/models` tells; may be left out.", examples=["demo"])
+    model: str | None = Field(
+        None,
+        description="A model or alias that `/v1/models` lists; left out, the server's default.",
+        examples=["demo"],
+    )
     stream: bool = Field(False, description="Answer as server-sent events.")
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
-    user: str | None = Field(None, description="Changes nothing.")
+    user: str | None = Field(
+        None, description="Where `model` is an alias: requests of one user are answered by one of its models."
+    )
     metadata: dict[str, Any] | None = Field(None, description="Changes nothing.")
     safety_identifier: str | None = Field(None, description="Changes nothing.")
-    prompt_cache_key: str | None = Field(None, description="Changes nothing: what is kept is found by its content.")
+    prompt_cache_key: str | None = Field(
+        None, description="As `user`, and goes before it; beside that, what is kept is found by its content."
+    )
     prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
     parallel_tool_calls: bool | None = Field(None, description="Changes nothing: there are no tools.")
 

@@ -17,7 +17,7 @@ from tru_vlm.api.conversation import Conversation, Medium
 from tru_vlm.api.inference_request import FieldNames, InferenceRequest
 from tru_vlm.api.neutral import without_neutral
 from tru_vlm.api.schemas import build_generation
-from tru_vlm.errors import InvalidRequestError, NotFoundError
+from tru_vlm.errors import InvalidRequestError
 from tru_vlm.settings import Settings
 
 Part = ChatTextPart | ChatVideoPart | ChatImagePart
@@ -37,21 +37,17 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_chat(body: bytes, settings: Settings, model_name: str) -> ChatRequest:
+def parse_chat(body: bytes, settings: Settings) -> ChatRequest:
     """A JSON body as a request.
 
     Args:
         body: the bytes.
         settings: the server's limits and defaults.
-        model_name: the model that is served.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
-        NotFoundError: it asks for another model.
     """
     chat = validate(ChatRequestBody, without_neutral(parse_object(body), NEUTRAL))
-    if chat.model is not None:
-        check_model(chat.model, model_name)
     if chat.stream_options is not None and not chat.stream:
         raise InvalidRequestError("stream_options is accepted only with stream.", param="stream_options")
     conversation = Conversation(_PARTS, _open_part, shared=SharedSampling.of(chat), settings=settings, param="messages")
@@ -74,20 +70,11 @@ def parse_chat(body: bytes, settings: Settings, model_name: str) -> ChatRequest:
             max_tokens_is_default=length is None,
             stream=chat.stream,
             names=FieldNames(prompt="messages", max_tokens=length_name, response_format="response_format"),
+            model=chat.model,
+            routing_key=chat.prompt_cache_key or chat.user or None,
         ),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
     )
-
-
-def check_model(asked: str, served: str) -> None:
-    """Refuse a model that is not there.
-
-    Raises:
-        NotFoundError: with the name that exists.
-    """
-    if asked != served:
-        text = f"The model {asked[:200]!r} does not exist; this server has {served!r}."
-        raise NotFoundError(text, param="model", code="model_not_found")
 
 
 def _length(chat: ChatRequestBody) -> tuple[int | None, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tru_vlm.api.openapi import ERROR_RESPONSES, body_of
-from tru_vlm.api.openapi_chat import EXTENSION_SCHEMA, NOT_FOUND, json_of, object_of
+from tru_vlm.api.openapi_chat import EXTENSION_SCHEMA, json_of, object_of
 from tru_vlm.api.responses_bodies import RESPONSES_PARTS, InputMessage, ResponsesRequestBody
 
 COMPONENT_BODIES = (ResponsesRequestBody, InputMessage, *RESPONSES_PARTS)
@@ -48,6 +48,7 @@ _RESPONSE_EXAMPLE = {
         "total_tokens": 222,
     },
     "tru": {
+        "variant": "demo",
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
     },
@@ -92,4 +93,4 @@ _RESPONSE = json_of(
 _RESPONSE["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}
 
 RESPONSES_BODY = body_of("application/json", ResponsesRequestBody, _REQUEST_EXAMPLE)
-RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {200: _RESPONSE, 404: NOT_FOUND, **ERROR_RESPONSES}
+RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {200: _RESPONSE, **ERROR_RESPONSES}

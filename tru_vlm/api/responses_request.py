@@ -9,7 +9,6 @@ from typing import Any
 from tru_vlm.api.bodies import JsonSchemaBody, ResponseFormatBody, VideoParamsBody, parse_object, validate
 from tru_vlm.api.chat_bodies import ChatImagePart, ChatVideoPart, VideoUrlBody
 from tru_vlm.api.chat_media import SharedSampling
-from tru_vlm.api.chat_request import check_model
 from tru_vlm.api.conversation import Conversation, Medium
 from tru_vlm.api.inference_request import FieldNames, InferenceRequest
 from tru_vlm.api.neutral import without_neutral
@@ -52,22 +51,18 @@ class ResponsesRequest:
     repeated: dict[str, Any]
 
 
-def parse_responses(body: bytes, settings: Settings, model_name: str) -> ResponsesRequest:
+def parse_responses(body: bytes, settings: Settings) -> ResponsesRequest:
     """A JSON body as a request.
 
     Args:
         body: the bytes.
         settings: the server's limits and defaults.
-        model_name: the model that is served.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
-        NotFoundError: it asks for another model.
     """
     given = without_neutral(parse_object(body), RESPONSES_NEUTRAL)
     asked = validate(ResponsesRequestBody, {**given, **_as_messages(given)})
-    if asked.model is not None:
-        check_model(asked.model, model_name)
     if asked.stream_options is not None and not asked.stream:
         raise InvalidRequestError("stream_options is accepted only with stream.", param="stream_options")
     conversation = Conversation(_PARTS, _open_part, shared=SharedSampling.of(asked), settings=settings, param="input")
@@ -92,6 +87,8 @@ def parse_responses(body: bytes, settings: Settings, model_name: str) -> Respons
         max_tokens_is_default=asked.max_output_tokens is None,
         stream=asked.stream,
         names=FieldNames(prompt="input", max_tokens="max_output_tokens", response_format=_FORMAT),
+        model=asked.model,
+        routing_key=asked.prompt_cache_key or asked.user or None,
     )
     repeated = {
         "instructions": asked.instructions,
