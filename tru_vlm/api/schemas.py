@@ -85,7 +85,7 @@ def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> Inf
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
     """
-    return _build(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
+    return build_request(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
 
 
 def parse_form(
@@ -124,7 +124,7 @@ def parse_form(
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, values, is_form=True)
     generation = body.generation_params.model_copy(update=structured)
-    return _build(body.model_copy(update={"generation_params": generation}), settings, file)
+    return build_request(body.model_copy(update={"generation_params": generation}), settings, file)
 
 
 def _parse_structured(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -139,11 +139,21 @@ def _parse_structured(texts: Mapping[str, str]) -> dict[str, Any]:
     return {name: getattr(body, name) for name in values}
 
 
-def _build(
+def build_request(
     body: UrlRequestBody,
     settings: Settings,
     file: SpooledFile | None = None,
 ) -> InferenceRequest:
+    """A body whose fields are right as a request.
+
+    Args:
+        body: the fields.
+        settings: the server's limits and defaults.
+        file: the video, if it was uploaded.
+
+    Raises:
+        InvalidRequestError: naming the field that this server's limits refuse.
+    """
     check_length(len(body.prompt), settings, param="prompt")
     if not body.prompt.strip() and "prompt" in body.model_fields_set:
         raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")
