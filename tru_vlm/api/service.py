@@ -21,6 +21,7 @@ from tru_vlm.api.places import Places
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import TruError
@@ -270,6 +271,10 @@ class InferenceService:
             InvalidRequestError: naming the field at fault.
         """
         return parse_chat(body, self.settings)
+
+    def parse_responses(self, body: bytes) -> ResponsesRequest:
+        """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
+        return parse_responses(body, self.settings)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
