@@ -103,7 +103,11 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def _extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
-    return {"video": [dataclasses.asdict(video) for video in videos], "timings": dataclasses.asdict(answer.timings)}
+    return {
+        "video": [dataclasses.asdict(video) for video in videos],
+        "timings": dataclasses.asdict(answer.timings),
+        "moments": [dataclasses.asdict(moment) for moment in answer.moments],
+    }
 
 
 def _data(body: dict[str, Any]) -> bytes:

@@ -45,6 +45,7 @@ _COMPLETION_EXAMPLE = {
     "tru": {
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "moments": [],
     },
 }
 _CHUNK = '{"id": "chatcmpl-0f9d2c", "object": "chat.completion.chunk", "created": 1790000000, "model": "demo", '
@@ -88,6 +89,7 @@ _COMPLETION_SCHEMA = _object(
     tru=_object(
         video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
         timings={"$ref": "#/components/schemas/Timings"},
+        moments={"type": "array", "items": {"$ref": "#/components/schemas/Moment"}},
     ),
 )
 _MODEL_SCHEMA = _object(

@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
+from tru_vlm.api.moments import find_moments
 from tru_vlm.api.planning import MediaPlan, Planner, RequestPlan, TokenCounts
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
@@ -282,14 +283,16 @@ class RequestRun:
         raise InternalError
 
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
+        text = "".join(self._text)
         return Answer(
             id=self.id,
             model=self._model_name,
-            text="".join(self._text),
+            text=text,
             finish_reason=reason,
             usage=usage,
             video=self._video,
             timings=self._clock.finish(timings),
+            moments=find_moments(text, self._video),
         )
 
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:
