@@ -216,8 +216,10 @@ class Moment:
 class Answer:
     """The whole answer to one request.
 
-    ``video`` is the request's first video or image (the events tell of each); None where it has none, or was aborted
-    before the frames were there.  ``moments`` are the times in it that the text names, in the text's order.
+    ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
+    aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
+    where it has none, or was aborted before the frames were there.  ``moments`` are the times in it that the text
+    names, in the text's order.
     """
 
     id: str
@@ -228,6 +230,7 @@ class Answer:
     video: VideoInfo | None
     timings: Timings
     moments: tuple[Moment, ...] = ()
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class ChatAnswer:
 
     Args:
         request_id: of the request; the completion's id is made of it.
-        model: the model's name.
+        model: the model or alias that was asked for.
         include_usage: whether a stream ends with the token counts.
     """
 
@@ -104,6 +104,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 def _extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
     return {
+        "variant": answer.variant,
         "video": [dataclasses.asdict(video) for video in videos],
         "timings": dataclasses.asdict(answer.timings),
         "moments": [dataclasses.asdict(moment) for moment in answer.moments],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -13,7 +13,8 @@ from pydantic.json_schema import models_json_schema
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
 from tru_vlm.api.planning import PlanAnswer
-from tru_vlm.api.schemas import Prompt, UrlPlanBody, UrlRequestBody
+from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
+from tru_vlm.errors import ErrorType
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -24,7 +25,7 @@ _URL_EXAMPLE = {
     "generation_params": {"max_tokens": 128, "temperature": 0.0},
     "stream": False,
 }
-_ANSWER_EXAMPLE = {
+ANSWER_EXAMPLE = {
     "id": "req-0f9d2c",
     "model": "demo",
     "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
@@ -71,6 +72,7 @@ _ANSWER_EXAMPLE = {
             "sentence": "Then, at <4.2 seconds>, a blue square blinks.",
         }
     ],
+    "variant": "demo",
 }
 _PLAN_SAMPLING_EXAMPLE = {
     "kind": "video",
@@ -86,6 +88,8 @@ _PLAN_SAMPLING_EXAMPLE = {
     "notes": [],
 }
 _PLAN_EXAMPLE = {
+    "model": "demo",
+    "variant": "demo",
     "media": {
         "kind": "video",
         "container": "MP4",
@@ -115,9 +119,7 @@ _STREAM_EXAMPLE = (
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    type: Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"] = (
-        Field(description="The family of the error.")
-    )
+    type: ErrorType = Field(description="The family of the error.")
     code: str = Field(description="A stable word for programs.", examples=["invalid_value"])
     message: str = Field(description="A sentence: what was wrong, what came, what is accepted.")
     param: str | None = Field(description="The field at fault.", examples=["video_params.fps"])
@@ -141,6 +143,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     )
     video_url: str | None = Field(None, description="A URL instead of the file.")
     video_id: str | None = Field(None, description="A kept video instead of the file.")
+    model: ModelName | None = None
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -178,6 +181,7 @@ def error_entry(description: str) -> dict[str, Any]:
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: error_entry("A field is wrong; `param` names it."),
+    404: error_entry("There is no such model; the message tells which there are."),
     413: error_entry("The video is larger than the server accepts."),
     415: error_entry("The file is not a video or image that can be read."),
     429: error_entry("The server is full; `Retry-After` says when to try again."),
@@ -189,7 +193,7 @@ ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, server-sent events: status, video, delta, then done or error.",
         "content": {
-            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": _ANSWER_EXAMPLE},
+            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": ANSWER_EXAMPLE},
             "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
         },
     },

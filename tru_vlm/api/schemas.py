@@ -28,6 +28,14 @@ from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
 from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart, VideoParams
 
+ModelName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="A model or alias that `/v1/models` lists; left out, the server's default.",
+        examples=["demo"],
+    ),
+]
 Prompt = Annotated[str, Field(min_length=1, description="The question.", examples=["What happens in this video?"])]
 VideoUrl = Annotated[
     str,
@@ -47,6 +55,7 @@ class UrlRequestBody(Body):
     prompt: Prompt
     video_params: VideoParamsBody = VideoParamsBody()
     generation_params: GenerationParamsBody = GenerationParamsBody()
+    model: ModelName | None = None
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -57,7 +66,7 @@ class UrlPlanBody(UrlRequestBody):
     stream: bool = Field(False, description="A plan is never streamed; a question's body may have this field.")
 
 
-_FLAT_FIELDS = {"prompt", "video_url", "video_id", "stream"}
+_FLAT_FIELDS = {"prompt", "video_url", "video_id", "model", "stream"}
 _VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
 _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
@@ -74,7 +83,7 @@ def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> Inf
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
     """
-    return _build(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
+    return build_request(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
 
 
 def parse_form(
@@ -112,7 +121,7 @@ def parse_form(
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, values, is_form=True)
-    return _build(body, settings, file, response_format)
+    return build_request(body, settings, file, response_format)
 
 
 def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
@@ -126,12 +135,23 @@ def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
     return validate(GenerationParamsBody, {"response_format": value}).response_format
 
 
-def _build(
+def build_request(
     body: UrlRequestBody,
     settings: Settings,
     file: SpooledFile | None = None,
     response_format: ResponseFormatBody | None = None,
 ) -> InferenceRequest:
+    """A body whose fields are right as a request.
+
+    Args:
+        body: the fields.
+        settings: the server's limits and defaults.
+        file: the video, if it was uploaded.
+        response_format: what the answer's text must be, if a form's field says so.
+
+    Raises:
+        InvalidRequestError: naming the field that this server's limits refuse.
+    """
     check_length(len(body.prompt), settings, param="prompt")
     if not body.prompt.strip() and "prompt" in body.model_fields_set:
         raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")
@@ -154,6 +174,7 @@ def _build(
         max_tokens_is_default=generation.max_tokens is None,
         stream=body.stream,
         names=FieldNames(response_format=f"{where}response_format"),
+        model=body.model,
     )
 
 
