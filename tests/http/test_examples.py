@@ -27,7 +27,9 @@ def test_curl(server: Server, clips: dict[str, Path]) -> None:
     assert '"status":"ok"' in output.replace(" ", "")
 
 
-@pytest.mark.parametrize("name", ["ask_requests.py", "ask_openai.py", "litserve_client.py"])
+@pytest.mark.parametrize(
+    "name", ["ask_requests.py", "ask_openai.py", "litserve_client.py", "ask_client.py", "ask_client_async.py"]
+)
 def test_python(server: Server, clips: dict[str, Path], name: str) -> None:
     output = run(sys.executable, f"examples/{name}", str(clips["one"]), "What happens in this video?", server.base)
     assert "A red circle moves left." in output
@@ -54,3 +56,12 @@ def test_the_readme_s_openai_client(server: Server, clips: dict[str, Path], tmp_
     answer, cached, _ = run(sys.executable, str(script)).split(" ", 2)
     assert answer == "Red."
     assert int(cached) > 0
+
+
+def test_the_readme_s_own_client(server: Server, clips: dict[str, Path], tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(from tru_vlm.client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    script = tmp_path / "readme.py"
+    script.write_text(code.replace("http://127.0.0.1:8000", server.base).replace("clip.mp4", str(clips["one"])))
+    output = run(sys.executable, str(script))
+    assert output.count("A red circle moves left.") == 2
+    assert "TokenCounts(" in output

@@ -14,7 +14,7 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.planning import Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import WorkerPool
@@ -24,6 +24,7 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
