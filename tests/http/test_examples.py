@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,10 @@ TIMEOUT = 120
 
 
 def run(*command: str) -> str:
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this tree's package, whatever is installed
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
