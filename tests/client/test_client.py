@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
@@ -116,6 +117,23 @@ def test_a_stream_is_typed_and_ends_with_the_answer(client: Any, clip: Path) -> 
     assert isinstance(last, DoneEvent)
     assert "".join(event.text for event in events if isinstance(event, DeltaEvent)) == last.answer.text == ANSWER
     assert last.answer.timings.total > 0
+
+
+def test_upload_once_ask_many(client: Any, server: Server, clip: Path) -> None:
+    kept = client.upload(clip)
+    assert kept.id == hashlib.sha256(clip.read_bytes()).hexdigest()
+    assert kept.kind == "video"
+    assert client.upload(f"{server.base}/static/samples/{clip.name}").id == kept.id
+    for video in (kept, kept.id, f"video_id:{kept.id}"):
+        assert client.ask(video, QUESTION, temperature=0).text == ANSWER
+    assert client.plan(kept).fits
+    with pytest.raises(ValueError, match="already"):
+        client.upload(kept)
+    client.delete(kept)
+    with pytest.raises(NotFoundError):
+        client.delete(kept.id)
+    with pytest.raises(NotFoundError):
+        client.ask(kept, QUESTION)
 
 
 def test_plan_models_and_health(client: Any, clip: Path) -> None:

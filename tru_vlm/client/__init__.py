@@ -26,7 +26,7 @@ from tru_vlm.client.errors import (
 from tru_vlm.client.options import AskOptions
 from tru_vlm.client.retries import Retries
 from tru_vlm.client.sync import Client, EventStream
-from tru_vlm.client.video import UploadProgress, VideoSource
+from tru_vlm.client.video import KeptVideo, UploadProgress, VideoSource
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, StatusEvent, VideoEvent
 
@@ -45,6 +45,7 @@ __all__ = [
     "EventStream",
     "Health",
     "InvalidRequestError",
+    "KeptVideo",
     "Model",
     "NotFoundError",
     "PlanAnswer",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from tru_vlm.client.errors import ProtocolError, api_error
+from tru_vlm.client.video import KeptVideo
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, StatusEvent, VideoEvent
 
@@ -48,6 +49,7 @@ class Health:
 
 
 _ANSWER, _PLAN, _HEALTH = TypeAdapter(Answer), TypeAdapter(PlanAnswer), TypeAdapter(Health)
+_KEPT = TypeAdapter(KeptVideo)
 _MODELS = TypeAdapter(list[Model])
 _STATUS, _VIDEO, _DELTA = TypeAdapter(StatusEvent), TypeAdapter(VideoEvent), TypeAdapter(DeltaEvent)
 
@@ -63,6 +65,11 @@ def read_answer(body: Any) -> Answer:
 def read_plan(body: Any) -> PlanAnswer:
     """The object of ``/v1/plan``."""
     return _read(_PLAN, body, "plan")
+
+
+def read_kept_video(body: Any) -> KeptVideo:
+    """The object of ``/v1/videos/{video_id}``."""
+    return _read(_KEPT, body, "video")
 
 
 def read_models(body: Any) -> list[Model]:

@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
+from urllib.parse import quote
 
 import httpx
 
 import tru_vlm
-from tru_vlm.client.answers import Health, Model, read_answer, read_health, read_models, read_plan
+from tru_vlm.client.answers import Health, Model, read_answer, read_health, read_kept_video, read_models, read_plan
 from tru_vlm.client.errors import ProtocolError, TransportError, api_error
 from tru_vlm.client.options import as_form, as_json, given
-from tru_vlm.client.video import CountedFile, LocalVideo, UploadProgress, VideoSource, understand
+from tru_vlm.client.video import CountedFile, KeptVideo, LocalVideo, UploadProgress, VideoSource, understand
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer
 
@@ -54,7 +55,7 @@ class Call(Generic[T]):
             ProtocolError: if it cannot be read.
         """
         try:
-            body = response.json()
+            body = response.json() if response.content else None
         except ValueError as error:
             raise ProtocolError(f"The answer of {self.path} is not JSON; is this the server?") from error
         return self.read(body)
@@ -66,7 +67,7 @@ def ask(video: VideoSource, prompt: str, options: Mapping[str, Any], *, stream: 
     if isinstance(source, LocalVideo):
         form = {"prompt": prompt, **as_form(chosen), **({"stream": "true"} if stream else {})}
         return Call("POST", "/v1/inference/upload", read_answer, form=form, file=source)
-    body = {"video_url": source.url, "prompt": prompt, **as_json(chosen), "stream": stream}
+    body = {**source.fields(), "prompt": prompt, **as_json(chosen), "stream": stream}
     return Call("POST", "/v1/inference/url", read_answer, json=body)
 
 
@@ -76,7 +77,27 @@ def plan(video: VideoSource, prompt: str, options: Mapping[str, Any]) -> Call[Pl
     question = {"prompt": prompt} if prompt else {}
     if isinstance(source, LocalVideo):
         return Call("POST", "/v1/plan", read_plan, form={**question, **as_form(chosen)}, file=source)
-    return Call("POST", "/v1/plan", read_plan, json={"video_url": source.url, **question, **as_json(chosen)})
+    return Call("POST", "/v1/plan", read_plan, json={**source.fields(), **question, **as_json(chosen)})
+
+
+def upload(video: VideoSource) -> Call[KeptVideo]:
+    """Keep a video.
+
+    Raises:
+        ValueError: for one that is kept already.
+    """
+    source = understand(video)
+    if isinstance(source, LocalVideo):
+        return Call("POST", "/v1/videos", read_kept_video, form={}, file=source)
+    fields = source.fields()
+    if "video_url" not in fields:
+        raise ValueError("the server keeps this video already")
+    return Call("POST", "/v1/videos", read_kept_video, json=fields)
+
+
+def delete(video_id: str) -> Call[None]:
+    """Remove a kept video."""
+    return Call("DELETE", f"/v1/videos/{quote(video_id, safe='')}", lambda _: None)
 
 
 def models() -> Call[list[Model]]:

@@ -18,7 +18,7 @@ from tru_vlm.client.calls import Call
 from tru_vlm.client.errors import ProtocolError, TransportError
 from tru_vlm.client.options import AskOptions
 from tru_vlm.client.retries import Retries
-from tru_vlm.client.video import UploadProgress, VideoSource
+from tru_vlm.client.video import KeptVideo, UploadProgress, VideoSource
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer, DoneEvent
 
@@ -82,6 +82,14 @@ class Client:
     ) -> PlanAnswer:
         """What a question would take: frames, tokens, and whether they fit; the model does not run."""
         return self._run(calls.plan(video, prompt, options), on_upload)
+
+    def upload(self, video: VideoSource, *, on_upload: UploadProgress | None = None) -> KeptVideo:
+        """Let the server keep a file, or what it fetches from a URL, so that questions need not send it again."""
+        return self._run(calls.upload(video), on_upload)
+
+    def delete(self, video: KeptVideo | str) -> None:
+        """Remove a kept video, given it or its id."""
+        self._run(calls.delete(video.id if isinstance(video, KeptVideo) else video))
 
     def models(self) -> list[Model]:
         """The models that the server offers."""
