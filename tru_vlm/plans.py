@@ -98,6 +98,8 @@ class PlanAnswer:
     """The answer to a request for a plan.
 
     Attributes:
+        model: the model or alias that was asked for.
+        variant: the model that would answer, for which this holds.
         media: the file.
         sampling: what would be sampled; times and counts are those of the file's header.
         tokens: what the request takes of the context.
@@ -106,6 +108,8 @@ class PlanAnswer:
         fitted: if it could not, what would be sampled with `fit`; null if not even that fits.
     """
 
+    model: str
+    variant: str
     media: MediaInfo
     sampling: SamplingPlan
     tokens: TokenCounts

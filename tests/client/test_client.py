@@ -22,7 +22,7 @@ from clients import Transport
 from support import ROOT, Server, free_port
 
 import tru_vlm.client
-from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
+from tru_vlm.api.schemas import UPLOAD_FIELDS
 from tru_vlm.client import (
     ApiError,
     AskOptions,
@@ -73,8 +73,7 @@ def test_its_names_are_there_and_it_is_typed() -> None:
 
 
 def test_its_options_are_the_server_s() -> None:
-    accepted = VideoParamsBody.model_fields.keys() | GenerationParamsBody.model_fields.keys()
-    assert AskOptions.__annotations__.keys() == accepted
+    assert AskOptions.__annotations__.keys() == UPLOAD_FIELDS - {"prompt", "video_url", "video_id", "stream"}
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ def test_a_video_is_a_path_bytes_or_an_address(client: Any, server: Server, clip
         "url": f"{server.base}/static/samples/{clip.name}",
         "data": "data:video/mp4;base64," + base64.b64encode(data).decode(),
     }[kind]
-    options: dict[str, Any] = {"fps": 1, "temperature": 0, "stop": ["left"], "fit": True, "seed": None}
+    options: dict[str, Any] = {"model": "demo", "fps": 1, "temperature": 0, "stop": ["left"], "fit": True, "seed": None}
     answer = client.ask(video, QUESTION, **options)
     assert answer.text == "A red circle moves "
     assert answer.finish_reason == "stop"

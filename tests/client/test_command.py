@@ -194,7 +194,7 @@ def test_doctor_tells_what_is_wrong(server: Server, tmp_path: Path) -> None:
     bad = run("doctor", "--json", PORT=taken, MODEL_PATH=str(tmp_path), STORAGE_DIR=str(tmp_path / "storage"))
     assert bad.returncode == 1
     failed = {finding["name"] for finding in json.loads(bad.stdout) if finding["state"] == "failed"}
-    assert failed == {"model", "port"}
+    assert failed == {f"model {tmp_path.name}", "port"}
     wrong = run("doctor", DEFAULT_VIDEO_FPS="fast")
     assert wrong.returncode == 1
     assert "DEFAULT_VIDEO_FPS" in wrong.stdout

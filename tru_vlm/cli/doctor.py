@@ -16,6 +16,7 @@ import typer
 
 from tru_vlm.cli import arguments as a
 from tru_vlm.cli.output import FAILED, size, stdout, write_json
+from tru_vlm.served_models import ServedModel, ServedModels, served_models
 from tru_vlm.settings import Settings, SettingsError, load_settings
 
 State = Literal["ok", "note", "failed"]
@@ -51,12 +52,17 @@ def _look() -> Iterator[Finding]:
     yield Finding("Python", "ok" if is_new else "failed", f"{platform.python_version()}, 3.11 or newer is needed")
     try:
         settings = load_settings()
+        served = served_models(settings)
     except SettingsError as error:
         yield Finding("settings", "failed", str(error))
         return
-    yield Finding("settings", "ok", f"MODEL_PATH={settings.model_path}, MODEL_BACKEND={settings.model_backend}")
-    for check in (_torch, _flash_attn, _bitsandbytes, _vllm, _decoders, _model, _disk, _port):
+    yield Finding("settings", "ok", f"models: {', '.join(model.name for model in served.models)}")
+    for check in (_torch, _decoders, _disk, _port):
         yield check(settings)
+    for check in (_flash_attn, _bitsandbytes, _vllm):
+        yield check(served)
+    for model in served.models:
+        yield _model(model)
 
 
 def _torch(settings: Settings) -> Finding:
@@ -74,16 +80,17 @@ def _torch(settings: Settings) -> Finding:
     return Finding("torch", "note", f"{found}, no CUDA device: the model runs on the CPU, which is for small models")
 
 
-def _flash_attn(settings: Settings) -> Finding:
+def _flash_attn(served: ServedModels) -> Finding:
     found = _version("flash-attn")
     if found is None:
-        wanted = " though USE_FLASH_ATTN=true" if settings.use_flash_attn else ""
+        wanted = " though USE_FLASH_ATTN=true" if any(model.settings.use_flash_attn for model in served.models) else ""
         return Finding("flash-attn", "note", f"not installed{wanted}: PyTorch's own attention is used")
     return _imports("flash-attn", "flash_attn", found, is_needed=False)
 
 
-def _bitsandbytes(settings: Settings) -> Finding:
-    is_needed = settings.model_backend == "hf" and settings.quantization in {"int4", "int8"}
+def _bitsandbytes(served: ServedModels) -> Finding:
+    every = [model.settings for model in served.models]
+    is_needed = any(s.model_backend == "hf" and s.quantization in {"int4", "int8"} for s in every)
     found = _version("bitsandbytes")
     if found is None:
         state: State = "failed" if is_needed else "note"
@@ -91,13 +98,13 @@ def _bitsandbytes(settings: Settings) -> Finding:
     return _imports("bitsandbytes", "bitsandbytes", found, is_needed=is_needed)
 
 
-def _vllm(settings: Settings) -> Finding:
+def _vllm(served: ServedModels) -> Finding:
     from tru_vlm.engine.vllm.installed import vllm_version
 
     try:
         return Finding("vLLM", "ok", vllm_version())
     except ValueError as error:
-        if settings.model_backend == "vllm":
+        if any(model.settings.model_backend == "vllm" for model in served.models):
             return Finding("vLLM", "failed", str(error))
         return Finding("vLLM", "note", "not installed; MODEL_BACKEND=vllm needs it")
 
@@ -115,15 +122,16 @@ def _decoders(settings: Settings) -> Finding:
     return Finding("video decoders", "ok", shown)
 
 
-def _model(settings: Settings) -> Finding:
+def _model(model: ServedModel) -> Finding:
     from tru_vlm.processor.profile import ModelProfileError, load_profile
 
+    path = model.settings.model_path
     try:
-        profile = load_profile(settings.model_path, max_context_tokens=settings.max_context_tokens)
+        profile = load_profile(path, max_context_tokens=model.settings.max_context_tokens)
     except ModelProfileError as error:
-        return Finding("model", "failed", str(error))
-    text = f"{settings.model_path}: {profile.model_type}, {profile.context_tokens} tokens of context"
-    return Finding("model", "ok", text)
+        return Finding(f"model {model.name}", "failed", str(error))
+    text = f"{path}: {profile.model_type}, {profile.context_tokens} tokens of context"
+    return Finding(f"model {model.name}", "ok", text)
 
 
 def _disk(settings: Settings) -> Finding:

@@ -13,11 +13,13 @@ from tru_vlm.types import VideoParams
 class AskOptions(TypedDict, total=False):
     """How frames are sampled and how the answer is generated; what is left out takes the server's default.
 
+    ``model`` names one of several that the server offers.
     Frames, see :class:`tru_vlm.types.VideoParams`: ``fps``, ``nframes``, ``min_frames``, ``max_frames``,
     ``min_pixels``, ``max_pixels``, ``total_pixels``, ``video_start`` and ``video_end`` (seconds), ``fit``.
     Answer, see :class:`tru_vlm.types.GenerationParams`: the others; ``response_format`` is OpenAI's object.
     """
 
+    model: str
     fps: float
     nframes: int
     min_frames: int
@@ -39,6 +41,7 @@ class AskOptions(TypedDict, total=False):
     response_format: Mapping[str, Any]
 
 
+_TOP_NAMES = frozenset({"model"})
 _VIDEO_NAMES = frozenset(field.name for field in dataclasses.fields(VideoParams))
 
 
@@ -57,8 +60,9 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as a JSON body has them, in two objects."""
     return {
+        **{name: options[name] for name in _TOP_NAMES if name in options},
         "video_params": {name: value for name, value in options.items() if name in _VIDEO_NAMES},
-        "generation_params": {name: value for name, value in options.items() if name not in _VIDEO_NAMES},
+        "generation_params": {name: value for name, value in options.items() if name not in _VIDEO_NAMES | _TOP_NAMES},
     }
 
 
