@@ -59,8 +59,8 @@ def _look() -> Iterator[Finding]:
     yield Finding("settings", "ok", f"models: {', '.join(model.name for model in served.models)}")
     for check in (_torch, _decoders, _disk, _port):
         yield check(settings)
-    for check in (_flash_attn, _bitsandbytes, _vllm):
-        yield check(served)
+    for look in (_flash_attn, _bitsandbytes, _vllm):
+        yield look(served)
     for model in served.models:
         yield _model(model)
 
