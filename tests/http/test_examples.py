@@ -32,7 +32,15 @@ def test_curl(server: Server, clips: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ask_requests.py", "ask_openai.py", "litserve_client.py", "ask_client.py", "ask_client_async.py"]
+    "name",
+    [
+        "ask_requests.py",
+        "ask_openai.py",
+        "ask_socket.py",
+        "litserve_client.py",
+        "ask_client.py",
+        "ask_client_async.py",
+    ],
 )
 def test_python(server: Server, clips: dict[str, Path], name: str) -> None:
     output = run(sys.executable, f"examples/{name}", str(clips["one"]), "What happens in this video?", server.base)
