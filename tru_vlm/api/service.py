@@ -17,8 +17,9 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
-from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.planning import Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import TruError
@@ -27,6 +28,7 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
@@ -259,6 +261,10 @@ class InferenceService:
             InvalidRequestError: naming the field at fault.
         """
         return parse_chat(body, self.settings)
+
+    def parse_responses(self, body: bytes) -> ResponsesRequest:
+        """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
+        return parse_responses(body, self.settings)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
