@@ -18,7 +18,7 @@ from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan, video_media, videos
+from tru_vlm.api.routes import chat, docs, health, inference, pages, plan, uploads, video_media, videos
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
 from tru_vlm.database import DatabaseError
@@ -105,6 +105,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(plan.build_router(context.service))
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
+    app.include_router(uploads.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
