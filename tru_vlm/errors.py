@@ -15,6 +15,7 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── ConflictError             409  what is there is not what the client believes
     │   ├── PreconditionError         412  a protocol's version that is not spoken here
     │   └── ChecksumError             460  the bytes are not those that the client sent
+    ├── ForbiddenError                403  permission_error        who asks may not
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
@@ -28,7 +29,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-ErrorType = Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"]
+ErrorType = Literal[
+    "invalid_request_error", "permission_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,14 @@ class ChecksumError(InvalidRequestError):
 
     default_code = "checksum_mismatch"
     status = 460
+
+
+class ForbiddenError(TruError):
+    """Who asks may not do this here."""
+
+    type = "permission_error"
+    default_code = "forbidden"
+    status = 403
 
 
 class NotFoundError(TruError):
