@@ -17,7 +17,7 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.library_service import LibraryService, borrow_from, build_stores
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
-from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.planning import Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
@@ -28,6 +28,7 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
