@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.models import Model, Models
-from tru_vlm.api.planning import MediaPlan, RequestPlan, TokenCounts
+from tru_vlm.api.moments import find_moments
+from tru_vlm.api.planning import MediaPlan, RequestPlan
 from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
@@ -28,6 +29,7 @@ from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEven
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.plans import TokenCounts
 from tru_vlm.principal import Principal
 from tru_vlm.types import (
     Answer,
@@ -313,14 +315,16 @@ class RequestRun:
         raise InternalError
 
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
+        text = "".join(self._text)
         return Answer(
             id=self.id,
             model=self.model_name,
-            text="".join(self._text),
+            text=text,
             finish_reason=reason,
             usage=usage,
             video=self._video,
             timings=self._clock.finish(timings),
+            moments=find_moments(text, self._video),
             variant=self.variant,
         )
 

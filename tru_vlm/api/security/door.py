@@ -28,6 +28,8 @@ OPEN_PATHS = frozenset({"/login", "/logout", "/health", "/v1/health", "/v1/healt
 OPEN_PREFIX = "/static/"
 _PAGES = frozenset({"/", "/docs"})
 _SEE_OTHER = 303
+_COUNTED = frozenset({"POST", "PUT", "DELETE"})
+"""What counts as a request; the pieces of an upload (PATCH) and the frames of an answer (GET) do not."""
 
 
 class Door:
@@ -92,7 +94,7 @@ class Door:
         if not is_safe and identity.by_cookie:
             self._origins.check_origin(connection, is_required=True)
         scope.setdefault("state", {})["principal"] = identity.principal
-        if is_safe or is_socket:  # a socket's requests are counted one by one
+        if is_socket or scope["method"] not in _COUNTED:  # a socket's requests are counted one by one
             return None
         try:
             return await self._rates.count_request(identity.principal)

@@ -74,7 +74,7 @@ def install_door(app: FastAPI, settings: Settings, keyring: Keyring, rates: Rate
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Content-Type"],
             expose_headers=_SHOWN_HEADERS,
         )
