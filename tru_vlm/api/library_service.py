@@ -186,7 +186,7 @@ class LibraryService:
         """
 
         async def keep(file: SpooledFile) -> str:
-            probe = await self._videos.inspect(file, "upload")
+            probe = await self._videos.inspect(file, "upload", cache_salt_of(upload.owner))
             video, _ = await self.store.put(
                 file, probe, filename=file.filename, owner=upload.owner, upload_id=upload.id, param="upload"
             )
