@@ -16,14 +16,17 @@ from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
+from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.openapi_chat import COMPONENT_BODIES
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan
+from tru_vlm.api.readings import Readings
+from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
 from tru_vlm.paths import STATIC_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.video.decode_pool import PoolStartError
 
 
@@ -34,6 +37,7 @@ class AppContext:
     settings: Settings
     profile: ModelProfile
     service: InferenceService
+    metrics: Metrics
 
 
 class VideoServer(WorkerServer):
@@ -82,8 +86,10 @@ def build_server(settings: Settings, profile: ModelProfile, socket_directory: Pa
     )
 
     def context_of(num_workers: int) -> AppContext:
-        service = InferenceService(settings, profile, socket_directory, num_workers)
-        return AppContext(settings, profile, service)
+        counted = Metrics()
+        service = InferenceService(settings, profile, socket_directory, num_workers, metrics=counted)
+        counted.read_from(lambda: Readings(service))
+        return AppContext(settings, profile, service, counted)
 
     return VideoServer(
         lit_api,
@@ -104,5 +110,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(plan.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(health.build_router(context.service))
+    app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     install_openapi(app, COMPONENT_BODIES)
+    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost

@@ -17,7 +17,7 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.workers import WorkerPool
+from tru_vlm.api.workers import StepMetrics, WorkerPool
 from tru_vlm.errors import OverloadedError, TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
@@ -26,6 +26,10 @@ from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.catalogue import model_labels
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.question import QuestionRecord, begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
 
@@ -82,6 +86,7 @@ class RequestStream:
 
     def __init__(self, run: RequestRun, on_end: Callable[[], None]) -> None:
         self.id = run.id
+        self.request_id = run.request_id
         self._run = run
         self._ended = False
         self._task = asyncio.create_task(run.execute(), name=f"request {run.id}")
@@ -128,13 +133,29 @@ class InferenceService:
         profile: what the model accepts.
         socket_directory: where the workers listen.
         num_workers: how many there are.
+        metrics: where its work is counted; by default nobody looks.
     """
 
-    def __init__(self, settings: Settings, profile: ModelProfile, socket_directory: Path, num_workers: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        profile: ModelProfile,
+        socket_directory: Path,
+        num_workers: int,
+        *,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.settings = settings
         self.profile = profile
         self.model_name = settings.model_name or profile.model_path.rstrip("/").rpartition("/")[-1]
-        self.workers = WorkerPool(socket_directory, num_workers, settings.max_batch_size)
+        self._metrics = metrics or Metrics()
+        labels = model_labels(self.model_name)
+        begin_counters(self._metrics, labels)
+        steps = StepMetrics(
+            inter_token=self._metrics.series(catalogue.ITL, **labels),
+            batch_size=self._metrics.series(catalogue.BATCH_SIZE, **labels),
+        )
+        self.workers = WorkerPool(socket_directory, num_workers, settings.max_batch_size, steps)
         self.spool = Spool(
             settings.storage_dir / "spool",
             max_bytes=settings.max_spool_bytes,
@@ -153,12 +174,13 @@ class InferenceService:
             max_video_seconds=settings.max_video_seconds,
             max_source_pixels=settings.max_source_pixels,
         )
+        self.url_cache = UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes)
         fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=settings.max_upload_bytes, total_seconds=settings.fetch_timeout_seconds),
             allow_private=settings.allow_private_urls,
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
-            cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
+            cache=self.url_cache,
         )
         self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
         self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
@@ -260,6 +282,7 @@ class InferenceService:
             source=self._source,
             spool=self.spool,
             schemas=self._schemas,
+            record=QuestionRecord(self._metrics, model_labels(self.model_name)),
         )
         return RequestStream(run, on_end=self._questions.give_back)
 

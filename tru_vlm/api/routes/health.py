@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
+from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
 
@@ -39,7 +40,10 @@ def build_router(service: InferenceService) -> APIRouter:
 
     @router.get("/v1/health/detailed", responses={200: {"description": "Model, workers, queue, decoders, limits."}})
     async def detailed() -> dict[str, Any]:
-        """Model, backend, device memory, queue depth, worker states, decoder backends, limits."""
+        """Model, backend, device memory, queue depth, worker states, decoder backends, limits.
+
+        `metrics` has what `/metrics` reads at each look, under the same words.
+        """
         return {
             "status": status(),
             "version": tru_vlm.__version__,
@@ -53,6 +57,7 @@ def build_router(service: InferenceService) -> APIRouter:
             },
             "affinity": dataclasses.asdict(service.workers.affinity_stats()),
             "video": dataclasses.asdict(service.videos.stats()),
+            "metrics": Readings(service).by_word(),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
                 "max_upload_bytes": service.settings.max_upload_bytes,
@@ -77,7 +82,7 @@ def _model(service: InferenceService) -> dict[str, Any]:
 
 
 def _worker(state: WorkerState) -> dict[str, Any]:
-    hello, last = state.hello, state.last
+    hello, stats = state.hello, state.stats
     return {
         "worker_id": state.worker_id,
         "state": "ready" if state.is_ready else "starting",
@@ -86,5 +91,5 @@ def _worker(state: WorkerState) -> dict[str, Any]:
         "num_requests_total": state.num_requests_total,
         "pid": hello.pid if hello else None,
         "engine": dataclasses.asdict(hello.description) if hello else None,
-        "stats": dataclasses.asdict(last.stats if last else hello.stats) if hello else None,
+        "stats": dataclasses.asdict(stats) if stats else None,
     }
