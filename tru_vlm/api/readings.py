@@ -92,6 +92,7 @@ class Readings:
         yield Reading(catalogue.DECODE_PROCESSES, pool.num_processes, {})
         yield Reading(catalogue.DECODE_BUSY, pool.num_busy, {})
         yield Reading(catalogue.DECODE_WAITING, pool.num_waiting, {})
+        yield Reading(catalogue.PROBES, pool.num_probed, {})
         yield Reading(catalogue.DECODES, pool.num_decoded, {"outcome": "success"})
         yield Reading(catalogue.DECODES, pool.num_failed, {"outcome": "failed"})
         yield Reading(catalogue.DECODE_KILLED, pool.num_killed, {})

@@ -183,6 +183,7 @@ FRAME_CACHE_DEMOTIONS = _counter("frame_cache_demotions", "Entries that moved fr
 DECODE_PROCESSES = _gauge("video_decode_processes", "Decode processes that are ready or at work.")
 DECODE_BUSY = _gauge("video_decode_busy", "Decode processes at work.")
 DECODE_WAITING = _gauge("video_decode_waiting", "Files that wait for a decode process.")
+PROBES = _counter("video_probes", "Files that were looked into; content that was seen before is not looked into again.")
 DECODES = _counter("video_decodes", "Files that were decoded (`success`), or read in vain (`failed`).", "outcome")
 DECODE_KILLED = _counter(
     "video_decode_killed", "Decode processes that were ended at work: time limit, or nobody waited any more."

@@ -57,6 +57,7 @@ class DecodePoolStats:
     Attributes:
         num_processes: processes alive and ready.
         num_busy, num_waiting: requests being decoded, and waiting for a process.
+        num_probed: files that were looked into so far.
         num_decoded, num_failed: requests that ended well or badly so far.
         num_killed: processes ended by this pool: time limit or cancelled request.
         num_restarts: processes started in place of another one.
@@ -67,6 +68,7 @@ class DecodePoolStats:
     num_processes: int
     num_busy: int
     num_waiting: int
+    num_probed: int
     num_decoded: int
     num_failed: int
     num_killed: int
@@ -116,7 +118,9 @@ class DecodePool:
         self._ids = count(1)
         self._endings: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        self._num_waiting = self._num_decoded = self._num_failed = self._num_killed = self._num_started = 0
+        self._num_waiting = self._num_probed = self._num_decoded = self._num_failed = self._num_killed = (
+            self._num_started
+        ) = 0
         self._decoder = ""
 
     async def start(self) -> None:
@@ -162,6 +166,7 @@ class DecodePool:
             num_processes=len(self.pids()),
             num_busy=len(self._slots) - len(self._free),
             num_waiting=self._num_waiting,
+            num_probed=self._num_probed,
             num_decoded=self._num_decoded,
             num_failed=self._num_failed,
             num_killed=self._num_killed,
@@ -176,8 +181,9 @@ class DecodePool:
         Raises:
             DecodeFailure: it cannot be read, or reading it crashed, hung or swelled.
         """
-        answer = await self._ask({"op": "probe", "path": str(path), "kind": kind})
-        return MediaProbe(**answer)
+        probe = MediaProbe(**await self._ask({"op": "probe", "path": str(path), "kind": kind}))
+        self._num_probed += 1
+        return probe
 
     async def sample(
         self, path: Path, *, sampling: EffectiveSampling, out_path: Path, max_bytes: int | None = None

@@ -35,12 +35,14 @@ from tru_vlm.video.media import (
     num_visual_tokens,
 )
 from tru_vlm.video.media_type import ACCEPTED, read_head, sniff_media_type
+from tru_vlm.video.probe_memory import ProbeMemory
 from tru_vlm.video.sampling import settle_sampling
 
 CACHE_FORMAT = 2
 """Part of every cache key; to be raised when the same options give other frames than before."""
 
 MAX_STREAMS = 64
+_MAX_PROBES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class VideoService:
             memory_bytes=frame_cache_memory_bytes,
             min_free_bytes=min_free_bytes,
         )
+        self._probes = ProbeMemory(_MAX_PROBES)
         self._reader_setting = reader
         self._device = device
         self._max_video_seconds = max_video_seconds
@@ -177,7 +180,7 @@ class VideoService:
         return VideoServiceStats(pool=self._pool.stats(), cache=self._cache.stats())
 
     async def inspect(self, file: LocalFile, param: str = "video") -> MediaProbe:
-        """What a file holds, if the server takes it.
+        """What a file holds, if the server takes it.  Content that was accepted before is not probed again.
 
         Args:
             file: a complete file.
@@ -187,16 +190,10 @@ class VideoService:
             UnsupportedMediaError: not a video or image that is read here, or damaged beyond use.
             InvalidRequestError: over a ceiling; the text has the numbers.
         """
-        media_type = sniff_media_type(await self._cache.run(read_head, file.path), param=param)
-        try:
-            probe = await self._pool.probe(file.path, kind=media_type.kind)
-        except DecodeFailure as failure:
-            raise client_error(failure, param=param) from failure
-        if media_type.demuxer not in probe.container.split(",") and media_type.kind == "video":
-            # Content that is one thing to us and another to FFmpeg was made to be so.
-            raise UnsupportedMediaError(f"The file is ambiguous. Accepted are {ACCEPTED}.", param=param)
-        probe = replace(probe, container=media_type.name)
-        self._check_ceilings(probe, param)
+        probe = self._probes.get(file.sha256)
+        if probe is None:
+            probe = await self._probe(file, param)
+            self._probes.put(file.sha256, probe)
         return probe
 
     def plan(
@@ -289,6 +286,19 @@ class VideoService:
             reader = self._reader if self._reader is not None else await self._cache.run(_import_reader)
             jpeg: bytes | None = await self._cache.run(reader.frame_jpeg, lease.path, index, max_side)
             return jpeg
+
+    async def _probe(self, file: LocalFile, param: str) -> MediaProbe:
+        media_type = sniff_media_type(await self._cache.run(read_head, file.path), param=param)
+        try:
+            probe = await self._pool.probe(file.path, kind=media_type.kind)
+        except DecodeFailure as failure:
+            raise client_error(failure, param=param) from failure
+        if media_type.demuxer not in probe.container.split(",") and media_type.kind == "video":
+            # Content that is one thing to us and another to FFmpeg was made to be so.
+            raise UnsupportedMediaError(f"The file is ambiguous. Accepted are {ACCEPTED}.", param=param)
+        probe = replace(probe, container=media_type.name)
+        self._check_ceilings(probe, param)
+        return probe
 
     def _settle(
         self, probe: MediaProbe, params: VideoParams, bounds: SamplingBounds, allowance: VideoAllowance | None
