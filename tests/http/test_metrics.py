@@ -101,7 +101,8 @@ def test_refusals_are_counted_by_route_and_cause(server: Server, clips: dict[str
 def test_an_answer_that_nobody_waits_for_is_an_abort_of_its_stage(server: Server, clips: dict[str, Path]) -> None:
     before = scrape(server.base)
     response = upload_stream(server.base, clips["one"], max_tokens=2000, ignore_eos="true")
-    next(name for name, _ in events(response) if name == "delta")
+    stream = events(response)  # the answer is left when nobody holds this any more
+    next(name for name, _ in stream if name == "delta")
     during = scrape(server.base)
     assert during.value("num_requests_running", worker="0") == during.value("num_requests_open") == 1
     assert during.value("kv_cache_usage_perc") > 0

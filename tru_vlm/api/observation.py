@@ -43,6 +43,8 @@ class Observation:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._end(exchange)  # before the client can look at the numbers
             await send(message)
 
         self._num_open += 1
@@ -52,11 +54,13 @@ class Observation:
             exchange.status = exchange.status or _SERVER_ERROR
             raise
         finally:
-            self._num_open -= 1
-            self._count(exchange)
+            self._end(exchange)
 
-    def _count(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
+        if exchange.is_over:
+            return
         exchange.is_over = True
+        self._num_open -= 1
         status = str(exchange.status or _CLIENT_CLOSED_REQUEST)
         self._metrics.count(catalogue.HTTP_REQUESTS, method=exchange.method, route=exchange.route, status=status)
         if exchange.outcome_now() == "rejected" and not exchange.has_question:

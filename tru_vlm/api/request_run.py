@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
@@ -125,7 +124,7 @@ class RequestRun:
         schemas: SchemaCheck,
         record: QuestionRecord,
     ) -> None:
-        self.id = f"req-{uuid.uuid4().hex}"
+        self.id = record.id
         self.request_id = record.request_id
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         self.accepted = asyncio.Event()

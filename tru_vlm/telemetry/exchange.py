@@ -32,6 +32,7 @@ class Exchange:
 
     Attributes:
         request_id: the client's, where it sent a sane one; in every line of the log, and in the answer's header.
+        is_clients_id: whether the client chose it; then it may not be unique.
         method: HTTP's.
         find_route: tells the template of the route, never the path, as soon as it is known.
         status: of the answer; None before it began.
@@ -43,6 +44,7 @@ class Exchange:
     """
 
     request_id: str
+    is_clients_id: bool = False
     method: str = ""
     find_route: Callable[[], str] = lambda: UNMATCHED
     status: int | None = None
@@ -75,8 +77,8 @@ def begin_exchange(request_id: str | None, method: str, find_route: Callable[[],
         method: HTTP's.
         find_route: tells the template of its route.
     """
-    sane_id = request_id if request_id and _SANE_ID.fullmatch(request_id) else new_id()
-    exchange = Exchange(sane_id, method, find_route)
+    is_sane = request_id is not None and _SANE_ID.fullmatch(request_id) is not None
+    exchange = Exchange(request_id if request_id and is_sane else new_id(), is_sane, method, find_route)
     _current.set(exchange)
     return exchange
 

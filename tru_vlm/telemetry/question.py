@@ -36,14 +36,17 @@ class QuestionRecord:
 
     Attributes:
         request_id: of the exchange that opened it.
+        id: unique on this server; the same, unless the client chose that one or it opened another question before.
     """
 
     def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
         self._metrics = metrics
         self._labels = dict(labels)
         self._exchange = current_exchange() or Exchange(new_id())
-        self._exchange.has_question = True
         self.request_id = self._exchange.request_id
+        is_taken = self._exchange.is_clients_id or self._exchange.has_question
+        self.id = new_id() if is_taken else self.request_id
+        self._exchange.has_question = True
 
     def sampled(self, videos: list[VideoInfo]) -> None:
         """Its frames are there."""
