@@ -10,11 +10,13 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── UnsupportedMediaError     415  the file is not a video or image that can be read
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
-    │   └── FetchError                400  the URL cannot be fetched, or must not be
+    │   ├── FetchError                400  the URL cannot be fetched, or must not be
+    │   └── RangeError                416  the asked-for bytes lie behind the end of the file
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
     ├── UnavailableError              503  server_error            starting, draining, or the worker died
+    ├── InsufficientStorageError      507  server_error            the store of videos has no room for this one
     └── InternalError                 500  server_error            a fault of ours; the log has the request id
 """
 
@@ -114,6 +116,13 @@ class FetchError(InvalidRequestError):
     default_code = "url_not_fetched"
 
 
+class RangeError(InvalidRequestError):
+    """The bytes that were asked for lie behind the end of the file."""
+
+    default_code = "range_not_satisfiable"
+    status = 416
+
+
 class NotFoundError(TruError):
     """The named thing does not exist (any more)."""
 
@@ -143,6 +152,13 @@ class UnavailableError(TruError):
 
     default_code = "unavailable"
     status = 503
+
+
+class InsufficientStorageError(TruError):
+    """There is no room for what should be kept, and waiting does not make any; the message has the numbers."""
+
+    default_code = "library_full"
+    status = 507
 
 
 class InternalError(TruError):

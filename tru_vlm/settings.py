@@ -177,7 +177,18 @@ class Settings(BaseSettings):
         ),
     )
     storage_dir: Path = Field(
-        Path("~/.cache/tru-vlm"), description="Folder for uploads in progress and sampled frames."
+        Path("~/.cache/tru-vlm"), description="Folder for videos that are kept, uploads in progress and sampled frames."
+    )
+    max_library_bytes: Annotated[int, Field(ge=0)] = Field(
+        16 * GIBIBYTE,
+        description="Disk space for videos that are kept, resumable uploads included, in bytes; one more gets a 507.",
+    )
+    video_ttl_seconds: Annotated[int, Field(ge=0)] = Field(
+        7 * 24 * 3600,
+        description="How long a video is kept after its last use, in seconds; 0 keeps it until it is deleted.",
+    )
+    upload_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
+        24 * 3600, description="How long a resumable upload is kept after its last bytes, in seconds."
     )
     frame_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         2 * GIBIBYTE, description="Disk space for sampled frames, in bytes; the least recently used go first."

@@ -17,6 +17,17 @@ Role = Literal["system", "user", "assistant"]
 Stage = Literal["queued", "fetching", "decoding", "waiting", "prefilling", "generating"]
 
 
+PUBLIC = "public"
+"""Who owns what is kept on a server that does not tell its clients apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVideo:
+    """A video or image that the server keeps, as a request names it; whether it exists is not known yet."""
+
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class VideoParams:
     """How frames are sampled from a video; None means the server's default.

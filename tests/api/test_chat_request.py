@@ -147,7 +147,7 @@ def test_an_error_about_an_option_names_where_it_stood() -> None:
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "x"}], "messages.1.role"),
         ([{"role": "assistant", "content": [video()]}], "messages.0.content.0.type"),
         ([user(*[video()] * 4)], "messages.0.content.3"),
-        ([user(video("video_id:1"))], "messages.0.content.0.video_url.url"),
+        ([user(video(video_id="1"))], "messages.0.content.0.video_url.video_id"),
         ([user({"type": "input_audio"})], "messages.0.content.0.type"),
         ([user(video(size=3))], "messages.0.content.0.video_url.size"),
     ],

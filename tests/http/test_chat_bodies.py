@@ -177,7 +177,8 @@ def video(**url: Any) -> dict[str, Any]:
         (content(video()), f"{PART}.video_url.url"),  # nobody listens there
         (content(video(url="file:///etc/passwd")), f"{PART}.video_url.url"),
         (content(video(url="data:text/plain;base64,eA==")), f"{PART}.video_url.url"),
-        (content(video(url="video_id:0123")), f"{PART}.video_url.url"),
+        (content({"type": "video_url", "video_url": {"video_id": ""}}), f"{PART}.video_url.video_id"),
+        (content(video(video_id="0123")), f"{PART}.video_url.video_id"),
         (content({"type": "image_url", "image_url": {"url": "ftp://h/a.png"}}), f"{PART}.image_url.url"),
         (content({"type": "image_url", "image_url": {"url": "x", "fps": 2}}), f"{PART}.image_url.fps"),
         (content(video(fps=-1)), f"{PART}.video_url.fps"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from tru_vlm.api import openapi_chat, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
@@ -18,11 +19,11 @@ from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.openapi_chat import COMPONENT_BODIES
 from tru_vlm.api.readings import Readings
-from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan
+from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan, video_media, videos
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import InferenceService
+from tru_vlm.database import DatabaseError
 from tru_vlm.paths import STATIC_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
@@ -64,7 +65,7 @@ class VideoServer(WorkerServer):
         try:
             await self.context.service.start()
         except Exception as error:
-            is_told = isinstance(error, PoolStartError)
+            is_told = isinstance(error, PoolStartError | DatabaseError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
             raise
 
@@ -108,9 +109,11 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
     app.include_router(plan.build_router(context.service))
+    app.include_router(videos.build_router(context.service))
+    app.include_router(video_media.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(app, COMPONENT_BODIES)
+    install_openapi(app, (*openapi_chat.COMPONENT_BODIES, *openapi_videos.COMPONENT_BODIES))
     app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost

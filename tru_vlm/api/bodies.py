@@ -10,13 +10,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.source import MediaSource
 from tru_vlm.processor.grammar import ANY_OBJECT, MAX_SCHEMA_CHARACTERS, MAX_SCHEMA_DEPTH
+from tru_vlm.types import KeptVideo
 
 MAX_PIXELS = 1 << 34
 MAX_FRAMES = 1 << 20
 _MAX_SECONDS = 1e7
 _MAX_SHOWN_CHARACTERS = 80
 
+KEPT = "video_id:"
+"""What an address begins with that names a kept video."""
+
+VideoId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        description="A video (or image) that the server keeps, by the `id` that `/v1/videos` told.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    ),
+]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -159,6 +173,29 @@ class GenerationParamsBody(Body):
         "`max_tokens` and `stop` may cut it off. Excludes `ignore_eos`.",
         examples=[{"type": "json_object"}],
     )
+
+
+def media_source(url: str | None, video_id: str | None, *, at: str = "", name: str = "video_url") -> MediaSource:
+    """Where a video is, by whichever of two fields says it.
+
+    Args:
+        url: an address; ``video_id:<id>`` is a kept video as well.
+        video_id: a kept video.
+        at: what stands before the fields' names in the body.
+        name: the address's field.
+
+    Raises:
+        InvalidRequestError: if none or both are given.
+    """
+    if url is not None and video_id is not None:
+        raise InvalidRequestError(f"Give {at}{name} or {at}video_id, not both.", param=f"{at}video_id")
+    if video_id is not None:
+        return KeptVideo(video_id)
+    if url is None:
+        raise InvalidRequestError(
+            f"The field {at}{name} (or {at}video_id) is missing.", param=f"{at}{name}", code="missing_field"
+        )
+    return KeptVideo(url.removeprefix(KEPT)) if url.startswith(KEPT) else url
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

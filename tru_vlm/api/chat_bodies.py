@@ -9,24 +9,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from tru_vlm.api.bodies import MAX_FRAMES, MAX_PIXELS, Body, GenerationParamsBody, VideoParamsBody
+from tru_vlm.api.bodies import MAX_FRAMES, MAX_PIXELS, Body, GenerationParamsBody, VideoId, VideoParamsBody
 
 Nothing = Annotated[None, Field(description="Null, as in an answer that is sent back.")]
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
 NumFrames = Annotated[int, Field(ge=-1, le=MAX_FRAMES)]
-Url = Annotated[str, Field(min_length=1, description="An http(s) URL or a base64 data URI.")]
+Url = Annotated[
+    str,
+    Field(min_length=1, description="An http(s) URL, a base64 data URI, or `video_id:` and the id of a kept video."),
+]
 
 
 class VideoUrlBody(VideoParamsBody):
-    """Where a video is, and how it alone is sampled (SGLang's spelling, with more fields)."""
+    """Where a video is (`url` or `video_id`), and how it alone is sampled (SGLang's spelling, with more fields)."""
 
-    url: Url
+    url: Url | None = None
+    video_id: VideoId | None = None
 
 
 class ImageUrlBody(Body):
-    """Where an image is."""
+    """Where an image is: give `url` or `video_id`."""
 
-    url: Url
+    url: Url | None = None
+    video_id: VideoId | None = None
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Changes nothing; give `max_pixels`.")
     min_pixels: Pixels | None = Field(None, description="Least height x width.")
     max_pixels: Pixels | None = Field(None, description="Most height x width.")

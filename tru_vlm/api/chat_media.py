@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tru_vlm.api.bodies import VideoParamsBody, validate
+from tru_vlm.api.bodies import VideoParamsBody, media_source, validate
 from tru_vlm.api.chat_bodies import ChatRequestBody, ImageUrlBody, SizeBody, VideoUrlBody
 from tru_vlm.api.inference_request import MediaRequest
 from tru_vlm.errors import InvalidRequestError
@@ -100,10 +100,7 @@ def media_request(url: VideoUrlBody | ImageUrlBody, shared: SharedSampling, *, a
     Raises:
         InvalidRequestError: if it cannot be had so, or its options contradict each other.
     """
-    if url.url.startswith("video_id:"):
-        # Videos that were uploaded before will be looked up here, once this server keeps any.
-        text = f"{at}.url: this server keeps no videos by id; give an http(s) URL or a base64 data URI."
-        raise InvalidRequestError(text, param=f"{at}.url", code="unsupported_value")
+    source = media_source(url.url, url.video_id, at=f"{at}.", name="url")
     options = shared.for_kind("video" if isinstance(url, VideoUrlBody) else "image")
     given = url.model_dump(include=set(_FIELDS), exclude_unset=True, exclude_none=True)
     if not _COUNT_FIELDS.isdisjoint(given):  # how many frames is decided by the part or by the request, not by both
@@ -111,9 +108,9 @@ def media_request(url: VideoUrlBody | ImageUrlBody, shared: SharedSampling, *, a
     options |= {name: _Option(value, f"{at}.{name}") for name, value in given.items()}
     merged = validate(VideoParamsBody, {name: option.value for name, option in options.items()}, at=at)
     return MediaRequest(
-        source=url.url,
+        source=source,
         params=VideoParams(**merged.model_dump()),
-        param=f"{at}.url",
+        param=f"{at}.video_id" if url.video_id is not None else f"{at}.url",
         sampling_param=at,
         names={name: option.name for name, option in options.items()},
     )

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.source import MediaSource
 from tru_vlm.intake.spool import SpooledFile
-from tru_vlm.types import GenerationParams, Message, VideoParams
+from tru_vlm.types import PUBLIC, GenerationParams, Message, VideoParams
 
 _SAMPLING = "video_params."
 
@@ -22,14 +23,14 @@ class MediaRequest:
     """One video or image: where it is, and how to sample it.
 
     Attributes:
-        source: the file that was uploaded, or an address (http(s) URL or data URI).
+        source: the file that was uploaded, a kept video, or an address (http(s) URL or data URI).
         params: how its frames are sampled.
         param: the body's field that held it.
         sampling_param: the body's field that held ``params``.
         names: fields of ``params`` that stood elsewhere in the body, and where.
     """
 
-    source: SpooledFile | str
+    source: MediaSource
     params: VideoParams
     param: str
     sampling_param: str = "video_params"
@@ -70,6 +71,7 @@ class InferenceRequest:
         max_tokens_is_default: whether the request left the answer's length open.
         stream: whether the answer is streamed.
         names: of the body's fields.
+        owner: whose kept videos it may name.
     """
 
     messages: tuple[Message, ...]
@@ -78,6 +80,7 @@ class InferenceRequest:
     max_tokens_is_default: bool
     stream: bool
     names: FieldNames = FieldNames()
+    owner: str = PUBLIC
 
     @property
     def files(self) -> tuple[SpooledFile, ...]:

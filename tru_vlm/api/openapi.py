@@ -128,10 +128,11 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     prompt: Prompt
     video: bytes | None = Field(
         None,
-        description="The video or image file; or give `video_url`.",
+        description="The video or image file; or give `video_url` or `video_id`.",
         json_schema_extra={"type": "string", "format": "binary"},
     )
     video_url: str | None = Field(None, description="A URL instead of the file.")
+    video_id: str | None = Field(None, description="A kept video instead of the file.")
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 

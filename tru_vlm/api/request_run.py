@@ -202,7 +202,7 @@ class RequestRun:
         """The media as files, which ``held`` removes."""
 
         async def fetch(item: MediaRequest) -> SpooledFile:
-            file = await self._source.file(item.source, param=item.param)
+            file = await self._source.file(item.source, param=item.param, owner=self._request.owner)
             held.push_async_callback(self._spool.remove, file)
             return file
 

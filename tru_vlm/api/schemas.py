@@ -15,12 +15,15 @@ from tru_vlm.api.bodies import (
     Body,
     GenerationParamsBody,
     ResponseFormatBody,
+    VideoId,
     VideoParamsBody,
+    media_source,
     parse_object,
     validate,
 )
 from tru_vlm.api.inference_request import FieldNames, InferenceRequest, MediaRequest
 from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.source import MediaSource
 from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
 from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart, VideoParams
@@ -37,9 +40,10 @@ VideoUrl = Annotated[
 
 
 class UrlRequestBody(Body):
-    """A question about a video that the server fetches."""
+    """A question about a video that the server fetches, or keeps: give `video_url` or `video_id`."""
 
-    video_url: VideoUrl
+    video_url: VideoUrl | None = None
+    video_id: VideoId | None = None
     prompt: Prompt
     video_params: VideoParamsBody = VideoParamsBody()
     generation_params: GenerationParamsBody = GenerationParamsBody()
@@ -53,7 +57,7 @@ class UrlPlanBody(UrlRequestBody):
     stream: bool = Field(False, description="A plan is never streamed; a question's body may have this field.")
 
 
-_FLAT_FIELDS = {"prompt", "video_url", "stream"}
+_FLAT_FIELDS = {"prompt", "video_url", "video_id", "stream"}
 _VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
 _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
@@ -95,18 +99,19 @@ def parse_form(
             param=unknown[0],
             code="unknown_field",
         )
-    if file is not None and "video_url" in given:
-        raise InvalidRequestError("Give the file `video` or the field `video_url`, not both.", param="video_url")
-    if file is None and "video_url" not in given:
+    named = next((name for name in ("video_url", "video_id") if name in given), None)
+    if file is not None and named is not None:
+        raise InvalidRequestError(f"Give the file `video` or the field `{named}`, not both.", param=named)
+    if file is None and named is None:
         raise InvalidRequestError(
-            "The file `video` (or the field `video_url`) is missing.", param="video", code="missing_field"
+            "The file `video` (or the field `video_url` or `video_id`) is missing.", param="video", code="missing_field"
         )
     values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
     values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
     response_format = _parse_response_format(given.pop("response_format", None))
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     model = UrlPlanBody if is_plan else UrlRequestBody
-    body = validate(model, {"video_url": "upload:", **values}, is_form=True)
+    body = validate(model, values, is_form=True)
     return _build(body, settings, file, response_format)
 
 
@@ -130,13 +135,15 @@ def _build(
     check_length(len(body.prompt), settings, param="prompt")
     if not body.prompt.strip() and "prompt" in body.model_fields_set:
         raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")
+    source: MediaSource = file or media_source(body.video_url, body.video_id)
+    param = "video" if file else "video_id" if body.video_id is not None else "video_url"
     where = "" if file else "generation_params."
     text = (TextPart(body.prompt),) if body.prompt else ()
     params = VideoParams(**body.video_params.model_dump())
     generation = body.generation_params
     return InferenceRequest(
         messages=(Message("user", (MediaPart(0), *text)),),
-        media=(MediaRequest(file or body.video_url, params, param="video" if file else "video_url"),),
+        media=(MediaRequest(source, params, param=param),),
         generation=build_generation(
             generation,
             settings,

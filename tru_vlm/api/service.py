@@ -14,6 +14,8 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
+from tru_vlm.api.places import Places
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
@@ -33,7 +35,6 @@ from tru_vlm.telemetry.question import QuestionRecord, begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
 
-_RETRY_AFTER_SECONDS = 2.0
 _MAX_FORM_FIELD_BYTES = 1 << 20
 _MAX_FORM_FIELDS = 64
 
@@ -44,38 +45,6 @@ class ParsedForm:
 
     fields: dict[str, str]
     video: SpooledFile | None
-
-
-class Places:
-    """A bounded number of things that may be done at once."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.num_taken = 0
-
-    def check(self) -> None:
-        """Whether one is free.
-
-        Raises:
-            OverloadedError: if none is.
-        """
-        if self.num_taken >= self.number:
-            raise OverloadedError(
-                f"All {self.number} places are taken; try again in a moment.", retry_after_seconds=_RETRY_AFTER_SECONDS
-            )
-
-    def take(self) -> None:
-        """Take one.
-
-        Raises:
-            OverloadedError: if none is free.
-        """
-        self.check()
-        self.num_taken += 1
-
-    def give_back(self) -> None:
-        """Give one back."""
-        self.num_taken -= 1
 
 
 class RequestStream:
@@ -182,8 +151,19 @@ class InferenceService:
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
             cache=self.url_cache,
         )
-        self._source = VideoSource(fetcher, self.spool, max_bytes=settings.max_upload_bytes)
+        database, library = build_library(settings, self.spool)
+        borrow = borrow_from(library)
+        self._source = VideoSource(fetcher, self.spool, borrow, max_bytes=settings.max_upload_bytes)
         self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
+        self.library = LibraryService(
+            settings,
+            database=database,
+            store=library,
+            spool=self.spool,
+            source=self._source,
+            videos=self.videos,
+            bounds=self._planner.bounds,
+        )
         self._schemas = SchemaCheck()
         capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
         self._questions = Places(capacity)
@@ -197,6 +177,7 @@ class InferenceService:
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
         await self.spool.start()
+        await self.library.start()
         await self.videos.start()
         self.workers.start()
 
@@ -204,6 +185,7 @@ class InferenceService:
         """Stop decode processes and close the links."""
         await self.workers.close()
         await self.videos.close()
+        await self.library.close()
         await self.spool.close()
 
     async def receive_form(
@@ -299,7 +281,7 @@ class InferenceService:
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(item.source, param=item.param)
+                    file = await self._source.file(item.source, param=item.param, owner=request.owner)
                     held.push_async_callback(self.spool.remove, file)
                     probe = await self.videos.inspect(file, item.param)
                     return await self._planner.answer(probe, request, size_bytes=file.size_bytes)

@@ -1,10 +1,19 @@
-"""The source makes a local file of whatever a request names as its video: an upload, a data URI or a URL."""
+"""The source makes a local file of what a request names as its video: an upload, a kept one, a data URI or a URL."""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
 
 from tru_vlm.intake.data_uri import is_data_uri, spool_data_uri
 from tru_vlm.intake.fetch import UrlFetcher
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.types import PUBLIC, KeptVideo
+
+MediaSource = SpooledFile | KeptVideo | str
+"""A file that has been uploaded, a video that is kept, or an address: a data URI or an http(s) URL."""
+
+Borrow = Callable[[KeptVideo, str, str], Awaitable[SpooledFile]]
+"""A kept video, its owner and the request's field that named it, to a file of the caller's own."""
 
 
 class VideoSource:
@@ -13,31 +22,37 @@ class VideoSource:
     Args:
         fetcher: fetches URLs, within limits of its own.
         spool: where the files lie.
+        borrow: has the kept videos.
         max_bytes: largest file of a data URI.
     """
 
-    def __init__(self, fetcher: UrlFetcher, spool: Spool, *, max_bytes: int) -> None:
+    def __init__(self, fetcher: UrlFetcher, spool: Spool, borrow: Borrow, *, max_bytes: int) -> None:
         self._fetcher = fetcher
+        self._borrow = borrow
         self._spool = spool
         self._max_bytes = max_bytes
 
-    async def file(self, video: SpooledFile | str, *, param: str) -> SpooledFile:
+    async def file(self, video: MediaSource, *, param: str, owner: str = PUBLIC) -> SpooledFile:
         """The video as a file, which the caller removes.
 
         Args:
-            video: a file that has been uploaded, a data URI, or an http(s) URL.
+            video: where it is.
             param: the request's field that held it, for errors.
+            owner: whose kept videos are looked at.
 
         Raises:
+            NotFoundError: no such video is kept.
             TruError: it cannot be had, must not be, or is too large; nothing is left on disk.
         """
         if isinstance(video, SpooledFile):
             return video
+        if isinstance(video, KeptVideo):
+            return await self._borrow(video, owner, param)
         if is_data_uri(video):
             return await spool_data_uri(video, spool=self._spool, max_bytes=self._max_bytes, param=param)
         return await self._fetcher.fetch(video, param=param)
 
 
-def is_remote(video: SpooledFile | str) -> bool:
+def is_remote(video: MediaSource) -> bool:
     """Whether another machine has to be asked for it."""
     return isinstance(video, str) and not is_data_uri(video)

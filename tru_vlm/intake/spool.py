@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,12 +41,14 @@ class SpooledFile:
         size_bytes: its size.
         sha256: hex digest of its content.
         filename: the sender's name for it, for display only; never a path.
+        is_borrowed: whether its bytes are another file's too, which accounts for them; they count for nothing here.
     """
 
     path: Path
     size_bytes: int
     sha256: str
     filename: str | None = None
+    is_borrowed: bool = False
 
 
 class Spool:
@@ -123,7 +125,26 @@ class Spool:
 
     async def remove(self, file: SpooledFile) -> None:
         """Delete a spooled file and give its space back; a second call does nothing."""
-        await asyncio.shield(self.run(self._remove, file.path, file.size_bytes))
+        await asyncio.shield(self.run(self._remove, file.path, 0 if file.is_borrowed else file.size_bytes))
+
+    async def borrow(self, source: Path, *, size_bytes: int, sha256: str, filename: str | None) -> SpooledFile:
+        """A new spooled file that is ``source`` under another name, and stays when ``source`` is removed.
+
+        Where the disk has no links it is a copy, and takes space.
+
+        Raises:
+            FileNotFoundError: ``source`` does not exist (any more).
+            UnavailableError: a copy is needed, and the spool is full.
+        """
+        try:
+            path = await self._own(self.run(self._borrow, source), 0)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return await self.link(source, size_bytes=size_bytes, sha256=sha256, filename=filename)
+        return SpooledFile(
+            path=path, size_bytes=size_bytes, sha256=sha256, filename=display_name(filename), is_borrowed=True
+        )
 
     async def link(self, source: Path, *, size_bytes: int, sha256: str, filename: str | None) -> SpooledFile:
         """A new spooled file with the content of ``source``, without copying where the disk allows.
@@ -132,12 +153,7 @@ class Spool:
             FileNotFoundError: ``source`` does not exist (any more).
             UnavailableError: the spool is full.
         """
-        link = asyncio.ensure_future(self.run(self._link, source, size_bytes))
-        try:
-            path = await asyncio.shield(link)
-        except asyncio.CancelledError:
-            link.add_done_callback(partial(self._disown, size_bytes))
-            raise
+        path = await self._own(self.run(self._link, source, size_bytes), size_bytes)
         return SpooledFile(path=path, size_bytes=size_bytes, sha256=sha256, filename=display_name(filename))
 
     def new_path(self) -> Path:
@@ -184,16 +200,30 @@ class Spool:
             return
         self.release(size_bytes)
 
+    async def _own(self, making: Awaitable[Path], size_bytes: int) -> Path:
+        """The path that is being made; if the caller is cancelled meanwhile, it is removed again."""
+        link = asyncio.ensure_future(making)
+        try:
+            return await asyncio.shield(link)
+        except asyncio.CancelledError:
+            link.add_done_callback(partial(self._disown, size_bytes))
+            raise
+
     def _disown(self, size_bytes: int, link: asyncio.Future[Path]) -> None:
         """Remove a link that was made for somebody who does not wait for it any more."""
         if not link.cancelled() and link.exception() is None:
             self._threads.submit(self._remove, link.result(), size_bytes)
 
+    def _borrow(self, source: Path) -> Path:
+        target = self.new_path()
+        os.link(source, target)
+        return target
+
     def _link(self, source: Path, size_bytes: int) -> Path:
         self.reserve(size_bytes)
         target = self.new_path()
         try:
-            _link_or_copy(source, target)
+            link_or_copy(source, target)
         except BaseException:
             self.release(size_bytes)
             raise
@@ -365,7 +395,8 @@ def _try_lock(path: Path, *, create: bool = False) -> int | None:
     return lock_fd
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target``, which does not exist, the same content as ``source``; blocks on the disk."""
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -50,6 +50,24 @@ _MPEG_PS = MediaType("video", "MPEG-PS", "mpeg")
 _FLV = MediaType("video", "FLV", "flv")
 _OGG = MediaType("video", "OGV", "ogg")
 
+CONTENT_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WebP": "image/webp",
+    "GIF": "image/gif",
+    "MP4": "video/mp4",
+    "MOV": "video/quicktime",
+    "3GP": "video/3gpp",
+    "MKV": "video/matroska",
+    "WebM": "video/webm",
+    "AVI": "video/vnd.avi",
+    "MPEG-TS": "video/mp2t",
+    "MPEG-PS": "video/mpeg",
+    "FLV": "video/x-flv",
+    "OGV": "video/ogg",
+}
+"""Registered media types by the format's name (IANA's list; FLV is not on it)."""
+
 _PREFIXES: tuple[tuple[bytes, MediaType], ...] = (
     (b"\xff\xd8\xff", _JPEG),
     (b"\x89PNG\r\n\x1a\n", _PNG),

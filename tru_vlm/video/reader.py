@@ -343,13 +343,21 @@ def _check_count(sampling: EffectiveSampling, plan: qwen.VideoPlan) -> None:
         raise DecodeFailure("invalid_frame_count", text, stage="sample")
 
 
-def frame_jpeg(path: Path, index: int, max_side: int) -> bytes | None:
-    """One frame of a ``.npy`` file as JPEG, its longer side at most ``max_side`` pixels; None outside of 0..T-1."""
+def frame_image(path: Path, index: int, *, image_format: str, max_side: int | None) -> bytes | None:
+    """One frame of a ``.npy`` file as an image file; None outside of 0..T-1.
+
+    Args:
+        path: the frames.
+        index: which of them.
+        image_format: "jpeg", "png" or "webp".
+        max_side: its longer side is made at most so many pixels; None leaves it as it is.
+    """
     frames: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     if not 0 <= index < frames.shape[0]:
         return None
     image = Image.fromarray(np.ascontiguousarray(frames[index].transpose(1, 2, 0)))
-    image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
+    if max_side is not None:
+        image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    image.save(buffer, image_format, quality=85)
     return buffer.getvalue()

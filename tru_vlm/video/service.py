@@ -283,9 +283,26 @@ class VideoService:
         if lease is None:
             return None
         with lease:
-            reader = self._reader if self._reader is not None else await self._cache.run(_import_reader)
-            jpeg: bytes | None = await self._cache.run(reader.frame_jpeg, lease.path, index, max_side)
-            return jpeg
+            return await self._image(lease.path, index, "jpeg", max_side)
+
+    async def frame_image(
+        self, lease: FramesLease, index: int, *, image_format: str, max_side: int | None = None
+    ) -> bytes | None:
+        """One of the frames in use as an image file; None when there is none of this number.
+
+        Args:
+            lease: the frames.
+            index: which of them.
+            image_format: "jpeg", "png" or "webp".
+            max_side: most pixels of its longer side; None leaves it as the model sees it.
+        """
+        return await self._image(Path(lease.ref.path), index, image_format, max_side)
+
+    async def _image(self, path: Path, index: int, image_format: str, max_side: int | None) -> bytes | None:
+        reader = self._reader if self._reader is not None else await self._cache.run(_import_reader)
+        encode = partial(reader.frame_image, image_format=image_format, max_side=max_side)
+        image: bytes | None = await self._cache.run(encode, path, index)
+        return image
 
     async def _probe(self, file: LocalFile, param: str) -> MediaProbe:
         media_type = sniff_media_type(await self._cache.run(read_head, file.path), param=param)

@@ -58,6 +58,7 @@ def build_router(service: InferenceService) -> APIRouter:
             "affinity": dataclasses.asdict(service.workers.affinity_stats()),
             "video": dataclasses.asdict(service.videos.stats()),
             "metrics": Readings(service).by_word(),
+            "library": dataclasses.asdict(await service.library.store.stats()),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
                 "max_upload_bytes": service.settings.max_upload_bytes,
