@@ -7,7 +7,7 @@ ORACLE ?= .venv-oracle
 PEERS ?= .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm fuzz oracle peers check lint types imports score clean
+.PHONY: help serve test test-vllm fuzz deploy-check oracle peers check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -65,6 +65,9 @@ VLLM_TESTS := tests/engine/test_contract.py tests/engine/test_vllm_prompts.py te
 fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a random one, printed)
 	$(BIN)/python -m pytest -n 0 tests/video/test_fuzz.py --fuzz-files $${FILES:-5000} \
 	  --fuzz-seed $${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} $(ARGS)
+
+deploy-check: $(VENV)/.dev  ## lint and check the image, Compose, Kubernetes and workflow files (part of test, too)
+	$(BIN)/python -m pytest -n 0 tests/deploy $(ARGS)
 
 oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
 

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, attend_decode
 from tru_vlm.engine.hf.kv_cache import KvCache
+from tru_vlm.engine.hf.shared_prefix import GroupLayout, attend_group
 from tru_vlm.engine.hf.vision import FRAME_ATTENTION, frame_attention
 
 PAGED_ATTENTION = "tru_vlm_blocks"
@@ -71,6 +72,7 @@ class AttentionPlan:
         cache: keys and values.
         new_slots: int64, (N,): where the step's N packed tokens go in the cache.
         rows: the sequences, in the order of their tokens; for SDPA, row by row.
+        groups: sequences with one token in this step that begin alike, group by group; ``rows`` has the others.
         varlen: the sequences for flash-attn, all at once; None takes ``rows``.
         decode: sequences with one token in this step, all at once, where their kernel runs; ``rows`` has the others.
         decode_at: int64: which of the packed tokens theirs are; None: all of them.
@@ -80,6 +82,7 @@ class AttentionPlan:
     new_slots: torch.Tensor
     rows: Sequence[AttentionRow] = ()
     varlen: VarlenLayout | None = None
+    groups: Sequence[GroupLayout] = ()
     decode: DecodeLayout | None = None
     decode_at: torch.Tensor | None = None
 
@@ -123,26 +126,30 @@ def paged_attention(
     packed = query[0].transpose(0, 1)  # (N, num_heads, head_dim)
     if attention_plan.varlen is not None:
         return _attend_packed(packed, keys, values, attention_plan.varlen, scaling).unsqueeze(0), None
-    if attention_plan.decode is None:
-        return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
-    if attention_plan.decode_at is None:
+    if attention_plan.decode is not None and attention_plan.decode_at is None:
         return attend_decode(packed, keys, values, attention_plan.decode, scaling=scaling).unsqueeze(0), None
-    return _attend_mixed(packed, keys, values, attention_plan, scaling).unsqueeze(0), None
+    if attention_plan.decode is not None or attention_plan.groups:
+        return _attend_apart(packed, keys, values, attention_plan, scaling).unsqueeze(0), None
+    return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
 
 
-def _attend_mixed(
+def _attend_apart(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: AttentionPlan, scaling: float
 ) -> torch.Tensor:
-    """Prefill chunks row by row, the other sequences at once; (N, num_heads, head_dim)."""
-    assert plan.decode is not None  # noqa: S101 - else nothing is mixed
-    assert plan.decode_at is not None  # noqa: S101 - the same
+    """What is attended to together, and the other sequences row by row; (N, num_heads, head_dim)."""
     output = torch.empty_like(query)
-    single = attend_decode(query.index_select(0, plan.decode_at), keys, values, plan.decode, scaling=scaling)
-    output.index_copy_(0, plan.decode_at, single)
-    chunks = _attend_rows(query, keys, values, plan.rows, scaling)
+    for group in plan.groups:
+        output.index_copy_(0, group.at, attend_group(query, keys, values, group, scaling=scaling))
+    if plan.decode is not None:
+        assert plan.decode_at is not None  # noqa: S101 - else nothing is apart
+        single = attend_decode(query.index_select(0, plan.decode_at), keys, values, plan.decode, scaling=scaling)
+        output.index_copy_(0, plan.decode_at, single)
+    if not plan.rows:
+        return output
+    rest = _attend_rows(query, keys, values, plan.rows, scaling)
     begin = 0
     for row in plan.rows:
-        output[row.start : row.start + row.num_queries] = chunks[begin : begin + row.num_queries]
+        output[row.start : row.start + row.num_queries] = rest[begin : begin + row.num_queries]
         begin += row.num_queries
     return output
 

@@ -19,6 +19,7 @@ from tru_vlm.engine.hf.attention import AttentionKernel, AttentionPlan, Attentio
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
 from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
+from tru_vlm.engine.hf.shared_prefix import GroupFinder, GroupLayout
 from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision import VisualFeatures
 
@@ -68,6 +69,7 @@ class ModelRunner:
         self._device = device
         self._kernel = kernel
         self._block_tokens = block_tokens
+        self._groups = GroupFinder(block_tokens) if torch.device(device).type == "cpu" else None
         self._decode_steps: DecodeSteps | None = None
 
     def decode_in_batches(self, *, max_batch_size: int, max_sequence_tokens: int, spare_block: int) -> DecodeSteps:
@@ -156,9 +158,9 @@ class ModelRunner:
     def _attention_plan(self, rows: Sequence[RowInput], starts: Sequence[int], slots: torch.Tensor) -> AttentionPlan:
         if self._kernel == "flash_attention_2":
             return AttentionPlan(self._cache, slots, varlen=self._varlen_layout(rows))
-        placed = list(zip(rows, starts, strict=True))
         if self._decode_steps is None:
-            return AttentionPlan(self._cache, slots, [self._attention_row(row, start) for row, start in placed])
+            return self._plan_row_by_row(rows, starts, slots)
+        placed = list(zip(rows, starts, strict=True))
         chunks = [self._attention_row(row, start) for row, start in placed if row.num_tokens > 1]
         single = [(row, start) for row, start in placed if row.num_tokens == 1]
         if not single:
@@ -166,6 +168,25 @@ class ModelRunner:
         at = to_device(torch.tensor([start for _, start in single]), self._device)
         layout = self._decode_layout([row for row, _ in single])
         return AttentionPlan(self._cache, slots, chunks, decode=layout, decode_at=at if chunks else None)
+
+    def _plan_row_by_row(self, rows: Sequence[RowInput], starts: Sequence[int], slots: torch.Tensor) -> AttentionPlan:
+        placed = list(zip(rows, starts, strict=True))
+        if self._groups is None:
+            return AttentionPlan(self._cache, slots, [self._attention_row(row, start) for row, start in placed])
+        single = [(row, start) for row, start in placed if row.num_tokens == 1]
+        groups = [
+            GroupLayout.build(
+                tables=[single[member][0].table for member in group.members],
+                num_keys=[single[member][0].num_cached_tokens + 1 for member in group.members],
+                at=[single[member][1] for member in group.members],
+                num_shared=group.num_shared_tokens,
+                dtype=self._dtype,
+            )
+            for group in self._groups.find([row.table for row, _ in single])
+        ]
+        grouped = {start for group in groups for start in group.at.tolist()}
+        others = [self._attention_row(row, start) for row, start in placed if start not in grouped]
+        return AttentionPlan(self._cache, slots, others, groups=groups)
 
     def _decode_layout(self, rows: Sequence[RowInput]) -> DecodeLayout:
         tables = np.zeros((len(rows), max(row.table.num_blocks for row in rows)), dtype=np.int32)
