@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ORACLE ?= .venv-oracle
 PEERS ?= .venv-peers
+LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm fuzz deploy-check oracle peers check lint types imports score clean
+.PHONY: help serve test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -62,6 +63,25 @@ test-vllm: $(PEERS)/.made  ## the vllm engine's tests, on vLLM's build for CPUs 
 VLLM_TESTS := tests/engine/test_contract.py tests/engine/test_vllm_prompts.py tests/engine/test_vllm_engine.py \
   tests/http/test_vllm_server.py
 
+# The other end of the ranges in pyproject.toml: each requirement at its lowest, and what these need at its newest. Test
+# tools stay at their pins. On x86-64 this takes PyTorch's CUDA build; torchcodec 0.11 loads only beside NVIDIA's NPP.
+$(LOWEST)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PUBLISHED) $(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	  --no-header --no-annotate --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt \
+	  $$(grep -E '^(pytest|pytest-xdist|hypothesis|requests|openai)==' constraints.txt)
+	touch $@
+
+test-lowest: $(LOWEST)/.made  ## an agreed part of the tests, with the lowest versions that pyproject.toml allows (5 GB)
+	$(LOWEST)/bin/python -m pytest -n 0 $(LOWEST_TESTS) $(ARGS)
+
+LOWEST_TESTS := tests/test_settings.py tests/api tests/intake tests/processor tests/video/test_service.py \
+  tests/video/test_sampling_rules.py tests/engine/test_contract.py tests/engine/test_grammar.py \
+  tests/engine/test_sampling.py tests/demo_model/test_checkpoint.py tests/http/test_answers.py tests/http/test_chat.py \
+  tests/http/test_plan.py tests/http/test_bad_input.py
+
 fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a random one, printed)
 	$(BIN)/python -m pytest -n 0 tests/video/test_fuzz.py --fuzz-files $${FILES:-5000} \
 	  --fuzz-seed $${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')} $(ARGS)
@@ -89,4 +109,4 @@ score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http
 	$(BIN)/python -m demo_model.score --base $${BASE:-http://127.0.0.1:8000}
 
 clean:  ## remove environments and build outputs
-	rm -rf $(VENV) $(ORACLE) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ORACLE) $(PEERS) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

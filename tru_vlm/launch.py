@@ -14,7 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tru_vlm.processor.profile import ModelProfileError, load_profile
+from tru_vlm.processor.profile import ModelProfile, ModelProfileError, load_profile
+from tru_vlm.served_models import ServedModels, served_models
 from tru_vlm.settings import Settings, SettingsError, load_settings
 
 logger = logging.getLogger(__name__)
@@ -30,38 +31,59 @@ def main() -> int:
     """
     try:
         settings = load_settings()
+        served = served_models(settings)
     except SettingsError as error:
         return _refuse(str(error), 2)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if reason := _port_problem(settings):
         return _refuse(reason, 1)
-    if reason := _backend_problem(settings) or _decoding_problem(settings):
+    if reason := _backend_problem(served) or _decoding_problem(settings):
         return _refuse(reason, 2)
-    return _serve(settings)
+    return _serve(settings, served)
 
 
-def _serve(settings: Settings) -> int:
+def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
-    from tru_vlm.api.litserve_seams import StartError
+    from tru_vlm.api.placement import StartError
 
     try:
-        profile = load_profile(settings.model_path, max_context_tokens=settings.max_context_tokens)
+        profiles = _load_profiles(served)
     except ModelProfileError as error:
         return _refuse(str(error), 2)
     with _private_folder() as sockets:
         try:
-            server = build_server(settings, profile, sockets)
+            server = build_server(settings, served, profiles, sockets)
             server.serve(
                 host=settings.host,
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
-                on_started=lambda: _announce_when_ready(settings, server.context.service.model_name),
+                on_started=lambda: _announce_when_ready(settings, served),
             )
         except StartError as error:
             return _refuse(str(error), 1)
     return 0
+
+
+def _load_profiles(served: ServedModels) -> dict[str, ModelProfile]:
+    """What each model accepts, by its name.
+
+    Raises:
+        ModelProfileError: naming the setting.
+    """
+    profiles: dict[str, ModelProfile] = {}
+    for model in served.models:
+        try:
+            profiles[model.name] = load_profile(
+                model.settings.model_path, max_context_tokens=model.settings.max_context_tokens
+            )
+        except ModelProfileError as error:
+            if len(served.models) == 1:
+                raise
+            text = str(error).removeprefix("MODEL_PATH=")
+            raise ModelProfileError(f"MODELS: {model.name}.path is {text}") from error
+    return profiles
 
 
 @contextlib.contextmanager
@@ -83,9 +105,9 @@ def _port_problem(settings: Settings) -> str | None:
     return None
 
 
-def _backend_problem(settings: Settings) -> str | None:
+def _backend_problem(served: ServedModels) -> str | None:
     """Why the engine cannot be had, or None; told now rather than by every worker."""
-    if settings.model_backend == "hf":
+    if all(model.settings.model_backend == "hf" for model in served.models):
         return None
     from tru_vlm.engine.vllm.installed import vllm_version
 
@@ -113,16 +135,18 @@ def _decoding_problem(settings: Settings) -> str | None:
     return None
 
 
-def _announce_when_ready(settings: Settings, model_name: str) -> None:
+def _announce_when_ready(settings: Settings, served: ServedModels) -> None:
     """Print the page's address once it answers."""
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - compared, not bound
     address = f"http://{host}:{settings.port}"
+    names = ", ".join(model.name for model in served.models)
+    model = f"model: {names}" if len(served.models) == 1 else f"models: {names}"
 
     def wait() -> None:
         while True:
             time.sleep(_POLL_SECONDS)
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v1/health", timeout=5):  # noqa: S310
-                sys.stdout.write(f"\n  Ask a video a question (model: {model_name}):  {address}/\n\n")
+                sys.stdout.write(f"\n  Ask a video a question ({model}):  {address}/\n\n")
                 sys.stdout.flush()
                 return
 

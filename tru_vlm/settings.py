@@ -70,6 +70,27 @@ class Settings(BaseSettings):
         ),
     )
 
+    # Several models
+    models: str = Field(
+        "{}",
+        description=(
+            "Several models in one server, a JSON object of name and settings, for example "
+            '{"large": {"path": "Qwen/Qwen3-VL-8B-Instruct", "devices": [0]}, "small": {"quantization": "int4"}}. '
+            "What an entry leaves out is as set here for all; docs/adr/0018 lists its fields. "
+            "Empty: the one model of MODEL_PATH."
+        ),
+    )
+    model_aliases: str = Field(
+        "{}",
+        description=(
+            "Names that stand for one of several models, a JSON object of alias and the models' weights, for example "
+            '{"chat": {"large": 9, "small": 1}}. The same video or key stays with its model.'
+        ),
+    )
+    default_model: str | None = Field(
+        None, description="Model or alias that answers a request which names none; by default the first model."
+    )
+
     # Sampling of videos
     default_video_fps: Annotated[float, Field(gt=0, le=60)] = Field(
         2.0, description="Frames per second that are sampled when a request does not say."

@@ -199,8 +199,9 @@ class Timings:
 class Answer:
     """The whole answer to one request.
 
-    ``video`` is the request's first video or image (the events tell of each); None where it has none, or was aborted
-    before the frames were there.
+    ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
+    aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
+    where it has none, or was aborted before the frames were there.
     """
 
     id: str
@@ -210,6 +211,7 @@ class Answer:
     usage: Usage
     video: VideoInfo | None
     timings: Timings
+    variant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
-from tru_vlm.errors import InvalidRequestError, NotFoundError, TruError
+from tru_vlm.errors import InvalidRequestError, TruError
 from tru_vlm.settings import Settings
 from tru_vlm.types import MediaPart, Message, TextPart, VideoParams
 
@@ -18,7 +18,7 @@ URL = "http://host/a.mp4"
 
 def parse(*messages: Any, **fields: Any) -> ChatRequest:
     given = list(messages) or [{"role": "user", "content": "Hello"}]
-    return parse_chat(json.dumps({"messages": given, **fields}).encode(), SETTINGS, "demo")
+    return parse_chat(json.dumps({"messages": given, **fields}).encode(), SETTINGS)
 
 
 def refusal(*messages: Any, **fields: Any) -> TruError:
@@ -174,8 +174,15 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str, code: str) -
     assert (error.status, error.param, error.code) == (400, param, code)
 
 
-def test_another_model_is_not_found() -> None:
-    error = refusal(model="other")
-    assert isinstance(error, NotFoundError)
-    assert (error.code, error.param) == ("model_not_found", "model")
-    assert "'demo'" in error.message
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (None, None)),
+        ({"model": "chat", "user": "u-1"}, ("chat", "u-1")),
+        ({"user": "u-1", "prompt_cache_key": "k-1"}, (None, "k-1")),
+        ({"user": "", "prompt_cache_key": None}, (None, None)),
+    ],
+)
+def test_who_shall_answer(fields: dict[str, Any], expected: tuple[str | None, str | None]) -> None:
+    inference = parse(**fields).inference
+    assert (inference.model, inference.routing_key) == expected

@@ -27,7 +27,7 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.link import WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
-from tru_vlm.api.service import InferenceService, ParsedForm, RequestStream
+from tru_vlm.api.service import HostedModel, InferenceService, ParsedForm, RequestStream
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.loading import load_model
@@ -117,11 +117,13 @@ class Stand:
     def held(self) -> dict[str, int]:
         """Everything that a request can hold."""
         service, videos = self.service, self.service.videos.stats()
+        (model,) = service.models
         engines = [worker.engine.stats() for worker in self.workers]
         return {
             "open requests": service.num_open,
-            "places in the queue": service.workers.num_waiting,
-            "rows, as the server knows": service.workers.num_running,
+            "places of the model": model.places.num_taken,
+            "places in the queue": model.workers.num_waiting,
+            "rows, as the server knows": model.workers.num_running,
             "rows": sum(engine.num_running + engine.num_waiting for engine in engines),
             "tokens of the KV cache": sum(engine.kv_cache_used_tokens for engine in engines),
             "spooled bytes": service.spool.used_bytes,
@@ -170,12 +172,13 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         sockets = Path(name)
         engines = [HfEngine(model, profile, config) for _ in range(NUM_WORKERS)]
         workers = [Worker(configuration, sockets, number, engine) for number, engine in enumerate(engines)]
-        service = InferenceService(configuration, profile, sockets, NUM_WORKERS)
+        service = InferenceService(configuration, [HostedModel("demo", configuration, profile, sockets, NUM_WORKERS)])
         server = runner.run(asyncio.start_server(_stall, "127.0.0.1", 0))
         port = server.sockets[0].getsockname()[1]
         try:
             runner.run(service.start())
-            runner.run(until(lambda: all(state.is_ready for state in service.workers.states())))
+            (model,) = service.models
+            runner.run(until(lambda: all(state.is_ready for state in model.workers.states())))
             yield Stand(service, workers, clip, f"http://127.0.0.1:{port}/clip.mp4", runner.run)
         finally:
             runner.run(service.close())

@@ -137,7 +137,9 @@ def test_field_of_an_error() -> None:
 def test_page(renderer: PageRenderer, is_demo: bool) -> None:
     settings = load_settings(env_file=None)
     page = renderer.page(
-        page_context(settings, model_name="a <model>", is_demo=is_demo, samples=load_samples(STATIC_DIR))
+        page_context(
+            settings, models=["a <model>"], default_model="a <model>", is_demo=is_demo, samples=load_samples(STATIC_DIR)
+        )
     )
     assert ("a &lt;model&gt;" in page) is not is_demo
     assert ("MODEL_PATH" in page) is is_demo

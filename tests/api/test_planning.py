@@ -16,7 +16,7 @@ from demo_model.generator import ClipSpec, Event, encode
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.link import Hello, Submit, WorkerLink, socket_path
 from tru_vlm.api.planning import Planner, RequestPlan
-from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.service import HostedModel, InferenceService, ParsedForm
 from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.engine.base import EngineDescription, EngineStats
 from tru_vlm.processor.profile import ModelProfile, load_profile
@@ -144,9 +144,10 @@ def test_a_refusal_names_the_field_that_takes_most(
 
 def test_the_answer_tells_what_fit_would_do(planner_of: PlannerOf) -> None:
     def answer(request: InferenceRequest):
-        return asyncio.run(planner_of(300).answer(CLIP, request, size_bytes=123))
+        return asyncio.run(planner_of(300).answer(CLIP, request, size_bytes=123, model="chat", variant="demo"))
 
     plain = answer(ask(VideoParams(), max_tokens=100))
+    assert (plain.model, plain.variant) == ("chat", "demo")
     assert (plain.fits, plain.media.size_bytes, plain.media.source_fps) == (False, 123, 25.0)
     assert "the model's context holds 300." in plain.refusal
     assert plain.fitted is not None
@@ -218,7 +219,7 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
         0, 1, EngineDescription("hf", "m", "qwen3_vl", "cpu", "float32", "sdpa", "", "", "none", 1, 4, 4, 1, {}), stats
     )
     configuration = Settings(_env_file=None, storage_dir=tmp_path / "storage", decode_processes=1)
-    service = InferenceService(configuration, profile, tmp_path, num_workers=1)
+    service = InferenceService(configuration, [HostedModel("demo", configuration, profile, tmp_path, num_workers=1)])
     submitted: list[Submit] = []
     is_over = threading.Event()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
+from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan, video_media, videos
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
-from tru_vlm.api.service import InferenceService
+from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
 from tru_vlm.paths import STATIC_DIR
 from tru_vlm.processor.profile import ModelProfile
+from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.video.decode_pool import PoolStartError
@@ -36,7 +38,6 @@ class AppContext:
     """What routes are built from."""
 
     settings: Settings
-    profile: ModelProfile
     service: InferenceService
     metrics: Metrics
 
@@ -44,9 +45,9 @@ class AppContext:
 class VideoServer(WorkerServer):
     """The whole server.  LitServe forks the HTTP process from it and spawns the workers."""
 
-    def __init__(self, lit_api: VideoLitAPI, context_of: Any, **kwargs: Any) -> None:
-        super().__init__(lit_api, **kwargs)
-        self.context: AppContext = context_of(self.num_workers())
+    def __init__(self, lit_apis: Sequence[VideoLitAPI], placements: Sequence[Placement], context_of: Any) -> None:
+        super().__init__(lit_apis, placements)
+        self.context: AppContext = context_of({name: len(workers) for name, workers in self.worker_devices().items()})
         _mount(self.app, self.context)
 
     @contextlib.asynccontextmanager
@@ -70,36 +71,51 @@ class VideoServer(WorkerServer):
             raise
 
 
-def build_server(settings: Settings, profile: ModelProfile, socket_directory: Path) -> VideoServer:
+def build_server(
+    settings: Settings, served: ServedModels, profiles: Mapping[str, ModelProfile], socket_directory: Path
+) -> VideoServer:
     """Compose the server.
 
     Args:
         settings: the configuration.
-        profile: what the model accepts.
+        served: the models.
+        profiles: of each model by name, what it accepts.
         socket_directory: an existing private folder for the links between processes.
+
+    Raises:
+        StartError: if the models' workers cannot be placed as the settings say.
     """
-    lit_api = VideoLitAPI(
-        settings,
-        socket_directory,
-        spec=OwnRoutesSpec("/predict"),
-        loop=StepLoop(),
-        max_batch_size=settings.max_batch_size,
-    )
+    folders = {model.name: socket_directory / str(number) for number, model in enumerate(served.models)}
+    for folder in folders.values():
+        folder.mkdir(mode=0o700)
+    lit_apis = [
+        VideoLitAPI(
+            model.settings,
+            folders[model.name],
+            # LitServe tells its APIs apart by their paths; there is no such route.
+            spec=OwnRoutesSpec(f"/models/{number}"),
+            loop=StepLoop(),
+            max_batch_size=model.settings.max_batch_size,
+        )
+        for number, model in enumerate(served.models)
+    ]
 
-    def context_of(num_workers: int) -> AppContext:
+    def context_of(num_workers: Mapping[str, int]) -> AppContext:
+        hosted = [
+            HostedModel(model.name, model.settings, profiles[model.name], folders[model.name], num_workers[model.name])
+            for model in served.models
+        ]
         counted = Metrics()
-        service = InferenceService(settings, profile, socket_directory, num_workers, metrics=counted)
+        service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        return AppContext(settings, profile, service, counted)
+        return AppContext(settings, service, counted)
 
-    return VideoServer(
-        lit_api,
-        context_of,
-        accelerator=settings.device,
-        devices=settings.devices or "auto",
-        workers_per_device=settings.workers_per_device,
-        devices_per_worker=settings.vllm_tensor_parallel_size if settings.model_backend == "vllm" else 1,
-    )
+    server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
+    devices = server.worker_devices()
+    check_shared_cards(served.models, devices)
+    for lit_api in lit_apis:
+        lit_api.num_cpu_engines = num_cpu_workers(devices)
+    return server
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:

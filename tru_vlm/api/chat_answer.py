@@ -23,7 +23,7 @@ class ChatAnswer:
 
     Args:
         request_id: of the request; the completion's id is made of it.
-        model: the model's name.
+        model: the model or alias that was asked for.
         include_usage: whether a stream ends with the token counts.
     """
 
@@ -103,7 +103,11 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def _extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
-    return {"video": [dataclasses.asdict(video) for video in videos], "timings": dataclasses.asdict(answer.timings)}
+    return {
+        "variant": answer.variant,
+        "video": [dataclasses.asdict(video) for video in videos],
+        "timings": dataclasses.asdict(answer.timings),
+    }
 
 
 def _data(body: dict[str, Any]) -> bytes:

@@ -159,16 +159,24 @@ class ChatRequestBody(GenerationParamsBody):
 
     model_config = ConfigDict(json_schema_extra=_describe_neutral)
 
-    model: str | None = Field(None, description="The name that `/v1/models` tells; may be left out.", examples=["demo"])
+    model: str | None = Field(
+        None,
+        description="A model or alias that `/v1/models` lists; left out, the server's default.",
+        examples=["demo"],
+    )
     messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="The same as `max_tokens`.")
     stream: bool = Field(False, description="Answer as server-sent events.")
     stream_options: StreamOptionsBody | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
-    user: str | None = Field(None, description="Changes nothing.")
+    user: str | None = Field(
+        None, description="Where `model` is an alias: requests of one user are answered by one of its models."
+    )
     metadata: dict[str, Any] | None = Field(None, description="Changes nothing.")
     safety_identifier: str | None = Field(None, description="Changes nothing.")
-    prompt_cache_key: str | None = Field(None, description="Changes nothing: what is kept is found by its content.")
+    prompt_cache_key: str | None = Field(
+        None, description="As `user`, and goes before it; beside that, what is kept is found by its content."
+    )
     prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
     parallel_tool_calls: bool | None = Field(None, description="Changes nothing: there are no tools.")

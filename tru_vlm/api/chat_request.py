@@ -18,7 +18,7 @@ from tru_vlm.api.chat_bodies import (
 from tru_vlm.api.chat_media import SharedSampling, media_request
 from tru_vlm.api.inference_request import FieldNames, InferenceRequest, MediaRequest
 from tru_vlm.api.schemas import build_generation, check_length
-from tru_vlm.errors import InvalidRequestError, NotFoundError
+from tru_vlm.errors import InvalidRequestError
 from tru_vlm.settings import Settings
 from tru_vlm.types import MediaPart, Message, Role, TextPart
 
@@ -40,23 +40,19 @@ class ChatRequest:
     include_usage: bool
 
 
-def parse_chat(body: bytes, settings: Settings, model_name: str) -> ChatRequest:
+def parse_chat(body: bytes, settings: Settings) -> ChatRequest:
     """A JSON body as a request.
 
     Args:
         body: the bytes.
         settings: the server's limits and defaults.
-        model_name: the model that is served.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
-        NotFoundError: it asks for another model.
     """
     given = {name: value for name, value in parse_object(body).items() if value is not None}
     _refuse_unsupported(given)
     chat = validate(ChatRequestBody, {name: value for name, value in given.items() if name not in NEUTRAL})
-    if chat.model is not None:
-        check_model(chat.model, model_name)
     if chat.stream_options is not None and not chat.stream:
         raise InvalidRequestError("stream_options is accepted only with stream.", param="stream_options")
     messages, media = _Conversation(SharedSampling.of(chat), settings).read(chat.messages)
@@ -75,20 +71,11 @@ def parse_chat(body: bytes, settings: Settings, model_name: str) -> ChatRequest:
             max_tokens_is_default=length is None,
             stream=chat.stream,
             names=FieldNames(prompt="messages", max_tokens=length_name, response_format="response_format"),
+            model=chat.model,
+            routing_key=chat.prompt_cache_key or chat.user or None,
         ),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
     )
-
-
-def check_model(asked: str, served: str) -> None:
-    """Refuse a model that is not there.
-
-    Raises:
-        NotFoundError: with the name that exists.
-    """
-    if asked != served:
-        text = f"The model {asked[:200]!r} does not exist; this server has {served!r}."
-        raise NotFoundError(text, param="model", code="model_not_found")
 
 
 def _refuse_unsupported(given: Mapping[str, Any]) -> None:

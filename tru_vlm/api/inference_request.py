@@ -71,6 +71,8 @@ class InferenceRequest:
         max_tokens_is_default: whether the request left the answer's length open.
         stream: whether the answer is streamed.
         names: of the body's fields.
+        model: the model or alias that is asked for; None takes the server's default.
+        routing_key: requests with the same one are answered by the same of an alias's models; None goes by the content.
         owner: whose kept videos it may name.
     """
 
@@ -80,6 +82,8 @@ class InferenceRequest:
     max_tokens_is_default: bool
     stream: bool
     names: FieldNames = FieldNames()
+    model: str | None = None
+    routing_key: str | None = None
     owner: str = PUBLIC
 
     @property

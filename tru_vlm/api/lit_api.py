@@ -33,9 +33,13 @@ class VideoLitAPI(litserve.LitAPI):
     Args:
         settings: the server's configuration.
         socket_directory: private folder in which the worker listens.
+
+    Attributes:
+        num_cpu_engines: how many workers share the CPU, all models together; None counts this one's.
     """
 
     engine: Engine
+    num_cpu_engines: int | None = None
 
     def __init__(self, settings: Settings, socket_directory: Path, **kwargs: object) -> None:
         super().__init__(stream=True, **kwargs)
@@ -46,7 +50,7 @@ class VideoLitAPI(litserve.LitAPI):
     def setup(self, device: str | Sequence[str]) -> None:
         """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker."""
         logging.basicConfig(level=self.settings.log_level.upper())
-        self.engine = create_engine(self.settings, device)
+        self.engine = create_engine(self.settings, device, num_cpu_engines=self.num_cpu_engines)
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)
 
     def decode_request(self, request: WorkerRequest, **_: object) -> EngineRequest:

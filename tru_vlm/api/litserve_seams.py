@@ -13,14 +13,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import litserve
 import litserve.server
+from litserve.connector import _Connector, check_cuda_with_nvidia_smi
 from litserve.specs.base import LitSpec
 from litserve.utils import WorkerSetupStatus
+
+from tru_vlm.api.placement import Placement, StartError, group_devices
 
 logger = logging.getLogger(__name__)
 
@@ -30,33 +33,29 @@ litserve.server._MCP_AVAILABLE = False
 
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
+_START_SECONDS = 0.05
 _ORPHAN_CHECK_SECONDS = 1.0
 _FAREWELL_SECONDS = 10
 
 
-class StartError(RuntimeError):
-    """The server cannot start; the text says why, for the operator."""
-
-
-def group_devices(devices: list[Any], devices_per_worker: int) -> list[Any]:
-    """LitServe's list of devices with several in the place of one.
-
-    Args:
-        devices: of each worker, a list of one name; ``["cpu"]`` where there are no cards.
-        devices_per_worker: how many a worker shall have.
+def devices_of(place: Placement) -> list[Any]:
+    """The devices of a model's workers, as LitServe names them: ``["cpu"]``, or of each worker a list of cards.
 
     Raises:
-        StartError: if that leaves some over, or there are no cards.
+        StartError: if there are no such devices, or they cannot be shared out.
     """
-    if devices_per_worker == 1:
-        return devices
-    names = [name for names in devices for name in ([names] if isinstance(names, str) else names)]
-    if len(names) % devices_per_worker or not all(name.startswith("cuda") for name in names):
-        raise StartError(
-            f"VLLM_TENSOR_PARALLEL_SIZE={devices_per_worker}: a worker needs as many CUDA devices, and the devices are "
-            f"{', '.join(names)}. Set DEVICES to a multiple of it."
-        )
-    return [names[start : start + devices_per_worker] for start in range(0, len(names), devices_per_worker)]
+    numbers = place.device_numbers
+    connector = _Connector(accelerator=place.accelerator, devices=place.num_devices or "auto")
+    if numbers is not None:
+        num_cards = check_cuda_with_nvidia_smi() if connector.accelerator == "cuda" else 0
+        if missing := [number for number in numbers if number >= num_cards]:
+            raise StartError(
+                f"MODELS: {place.model}.devices: there is no CUDA device {missing[0]}; this machine has {num_cards}."
+            )
+    if connector.accelerator == "cpu":
+        return group_devices(["cpu"], place.devices_per_worker)
+    cards = range(connector.devices) if numbers is None else numbers
+    return group_devices([[f"{connector.accelerator}:{number}"] for number in cards], place.devices_per_worker)
 
 
 class OwnRoutesSpec(LitSpec):
@@ -76,44 +75,65 @@ class WorkerServer(litserve.LitServer):
     """LitServe for processes and devices; routes, queues and lifetimes of requests are ours.
 
     Args:
-        lit_api: what runs in the workers.
-        devices_per_worker: neighbouring devices that one worker has together.
+        lit_apis: of each model, what runs in its workers; their ``api_path`` tells them apart.
+        placements: of each model, where they run.
 
     Raises:
-        StartError: if the devices cannot be shared out so.
+        StartError: if there are no such devices, or they cannot be shared out so.
     """
 
-    devices: list[Any]
-
-    def __init__(self, lit_api: litserve.LitAPI, *, devices_per_worker: int = 1, **kwargs: Any) -> None:
-        super().__init__(lit_api, restart_workers=True, timeout=False, **kwargs)
-        self.devices = group_devices(self.devices, devices_per_worker)
+    def __init__(self, lit_apis: Sequence[litserve.LitAPI], placements: Sequence[Placement]) -> None:
+        super().__init__(
+            list(lit_apis),
+            accelerator=placements[0].accelerator,
+            workers_per_device=[place.workers_per_device for place in placements],
+            restart_workers=True,
+            timeout=False,
+        )
+        self._places = {api.api_path: place for api, place in zip(lit_apis, placements, strict=True)}
+        self._devices_of = {path: devices_of(place) for path, place in self._places.items()}
         self._main_pid = os.getpid()  # this object is built in the main process and copied into the others
         self.monitor_internal = _MONITOR_SECONDS
         self._refusal = multiprocessing.get_context("fork").SimpleQueue()
         self._drop_own_routes()
 
-    def num_workers(self) -> int:
-        """How many worker processes this server runs, over all devices."""
-        return sum(len(self._inference_workers_config_for_api(api.api_path)) for api in self.litapi_connector)
+    def worker_devices(self) -> dict[str, list[list[str]]]:
+        """Of each model by name, the devices of each of its workers."""
+        return {
+            place.model: [
+                [name] if isinstance(name, str) else name for name in self._inference_workers_config_for_api(path)
+            ]
+            for path, place in self._places.items()
+        }
+
+    def _inference_workers_config_for_api(self, api_path: str) -> list[Any]:
+        # LitServe has one list of devices for all models.
+        devices: list[Any] = self._devices_of[api_path] * self._places[api_path].workers_per_device
+        return devices
 
     def verify_worker_status(self) -> None:
-        """Wait until one worker is ready.
+        """Wait until each model has a worker that is ready.
 
         Raises:
             StartError: if one fails or dies first.  (LitServe's own would wait for ever for one that was killed.)
         """
+        waiting = {path.rpartition("/")[-1]: place.model for path, place in self._places.items()}
         while True:
-            states = self.workers_setup_status.values()
-            if any(state == WorkerSetupStatus.READY for state in states):
+            states = [(key.rpartition("_")[0], state) for key, state in self.workers_setup_status.items()]
+            for endpoint, state in states:
+                if state == WorkerSetupStatus.READY:
+                    waiting.pop(endpoint, None)
+            if not waiting:
                 return
-            if any(state == WorkerSetupStatus.ERROR for state in states):
-                raise StartError("A worker could not load the model; the lines above say why.")
+            for endpoint, state in states:
+                if state == WorkerSetupStatus.ERROR and endpoint in waiting:
+                    raise StartError(f"A worker could not load the model {waiting[endpoint]}; the lines above say why.")
             if self._shutdown_event.is_set():
                 raise StartError("Stopped while the model was loading.")
             if not all(worker.is_alive() for worker in self.inference_workers):
-                raise StartError("A worker process died while it loaded the model (out of memory?).")
-            time.sleep(0.05)
+                names = " or ".join(waiting.values())
+                raise StartError(f"A worker process died while it loaded the model {names} (out of memory?).")
+            time.sleep(_START_SECONDS)
 
     def serve(
         self, *, host: str, port: int, drain_seconds: int, log_level: str, on_started: Callable[[], None]

@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
 from tru_vlm.api.planning import PlanAnswer
-from tru_vlm.api.schemas import Prompt, UrlPlanBody, UrlRequestBody
+from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -63,6 +63,7 @@ _ANSWER_EXAMPLE = {
         "time_to_first_token": 0.2,
         "total": 0.4,
     },
+    "variant": "demo",
 }
 _PLAN_SAMPLING_EXAMPLE = {
     "kind": "video",
@@ -78,6 +79,8 @@ _PLAN_SAMPLING_EXAMPLE = {
     "notes": [],
 }
 _PLAN_EXAMPLE = {
+    "model": "demo",
+    "variant": "demo",
     "media": {
         "kind": "video",
         "container": "MP4",
@@ -133,6 +136,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     )
     video_url: str | None = Field(None, description="A URL instead of the file.")
     video_id: str | None = Field(None, description="A kept video instead of the file.")
+    model: ModelName | None = None
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -170,6 +174,7 @@ def error_entry(description: str) -> dict[str, Any]:
 
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     400: error_entry("A field is wrong; `param` names it."),
+    404: error_entry("There is no such model; the message tells which there are."),
     413: error_entry("The video is larger than the server accepts."),
     415: error_entry("The file is not a video or image that can be read."),
     429: error_entry("The server is full; `Retry-After` says when to try again."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tru_vlm.api.chat_bodies import PARTS, ChatRequestBody
-from tru_vlm.api.openapi import ERROR_RESPONSES, body_of, error_entry
+from tru_vlm.api.openapi import ERROR_RESPONSES, body_of
 
 COMPONENT_BODIES = (ChatRequestBody, *PARTS)
 _CHAT_EXAMPLE = {
@@ -43,6 +43,7 @@ _COMPLETION_EXAMPLE = {
     ],
     "usage": _USAGE_EXAMPLE,
     "tru": {
+        "variant": "demo",
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
     },
@@ -61,6 +62,7 @@ _MODEL_EXAMPLE = {
     "owned_by": "tru-vlm",
     "max_model_len": 32768,
 }
+_ALIAS_EXAMPLE = {**_MODEL_EXAMPLE, "id": "chat", "variants": {"demo": 9.0, "demo-int4": 1.0}}
 
 
 def _object(**properties: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +88,7 @@ _COMPLETION_SCHEMA = _object(
     },
     usage=_USAGE_SCHEMA,
     tru=_object(
+        variant=_STRING,
         video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
         timings={"$ref": "#/components/schemas/Timings"},
     ),
@@ -93,6 +96,11 @@ _COMPLETION_SCHEMA = _object(
 _MODEL_SCHEMA = _object(
     id=_STRING, object={"const": "model"}, created=_INTEGER, owned_by=_STRING, max_model_len=_INTEGER
 )
+_MODEL_SCHEMA["properties"]["variants"] = {
+    "type": "object",
+    "additionalProperties": {"type": "number"},
+    "description": "Of an alias only: the models that may answer for it, and their weights.",
+}
 
 
 def _json(description: str, schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
@@ -105,18 +113,17 @@ _COMPLETION = _json(
     _COMPLETION_EXAMPLE,
 )
 _COMPLETION["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}
-_NOT_FOUND = error_entry("There is no such model; the message tells which there is.")
 
 CHAT_BODY = body_of("application/json", ChatRequestBody, _CHAT_EXAMPLE)
-CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {200: _COMPLETION, 404: _NOT_FOUND, **ERROR_RESPONSES}
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {200: _COMPLETION, **ERROR_RESPONSES}
 MODELS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: _json(
         "The list.",
         _object(object={"const": "list"}, data={"type": "array", "items": _MODEL_SCHEMA}),
-        {"object": "list", "data": [_MODEL_EXAMPLE]},
+        {"object": "list", "data": [_MODEL_EXAMPLE, _ALIAS_EXAMPLE]},
     )
 }
 MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: _json("The model.", _MODEL_SCHEMA, _MODEL_EXAMPLE),
-    404: _NOT_FOUND,
+    200: _json("The model, or the alias.", _MODEL_SCHEMA, _MODEL_EXAMPLE),
+    404: ERROR_RESPONSES[404],
 }

@@ -114,6 +114,8 @@ class PlanAnswer:
     """The answer to a request for a plan.
 
     Attributes:
+        model: the model or alias that was asked for.
+        variant: the model that would answer, for which this holds.
         media: the file.
         sampling: what would be sampled; times and counts are those of the file's header.
         tokens: what the request takes of the context.
@@ -122,6 +124,8 @@ class PlanAnswer:
         fitted: if it could not, what would be sampled with `fit`; null if not even that fits.
     """
 
+    model: str
+    variant: str
     media: MediaInfo
     sampling: SamplingPlan
     tokens: TokenCounts
@@ -183,8 +187,17 @@ class Planner:
         layouts = [MediaLayout(r.kind, r.num_frames, r.height, r.width, r.timestamps_seconds) for r in refs]
         return await asyncio.to_thread(self._count, request, layouts)
 
-    async def answer(self, probe: MediaProbe, request: InferenceRequest, *, size_bytes: int) -> PlanAnswer:
+    async def answer(
+        self, probe: MediaProbe, request: InferenceRequest, *, size_bytes: int, model: str, variant: str
+    ) -> PlanAnswer:
         """The plan of a request with one video or image, as clients read it.
+
+        Args:
+            probe: what is in the file.
+            request: what is asked.
+            size_bytes: of the file.
+            model: the name that was asked for.
+            variant: the name of the model that this plans for.
 
         Raises:
             InvalidRequestError: as :meth:`plan`.
@@ -193,7 +206,7 @@ class Planner:
         (planned,) = plan.media
         media = _media_info(probe, size_bytes)
         if plan.tokens.fits:
-            return PlanAnswer(media, planned.sampling, plan.tokens, fits=True)
+            return PlanAnswer(model, variant, media, planned.sampling, plan.tokens, fits=True)
         refusal = self.refusal(plan.tokens, request).message
         fitted = None
         if not request.fits:
@@ -201,7 +214,9 @@ class Planner:
             fitting = replace(request, media=(replace(item, params=replace(item.params, fit=True)),))
             other = await self.plan([probe], fitting)
             fitted = FittedPlan(other.media[0].sampling, other.tokens) if other.tokens.fits else None
-        return PlanAnswer(media, planned.sampling, plan.tokens, fits=False, refusal=refusal, fitted=fitted)
+        return PlanAnswer(
+            model, variant, media, planned.sampling, plan.tokens, fits=False, refusal=refusal, fitted=fitted
+        )
 
     def refusal(self, tokens: TokenCounts, request: InferenceRequest) -> ContextLengthError:
         """The error for a request that does not fit: the numbers, and what can be done."""

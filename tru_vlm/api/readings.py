@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tru_vlm
+from tru_vlm.api.models import Model
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
 from tru_vlm.engine.base import EngineStats
@@ -36,10 +37,11 @@ class Readings:
     def __iter__(self) -> Iterator[Reading]:
         """Every series that is read rather than counted."""
         service = self.service
-        build = {"version": tru_vlm.__version__, "backend": service.settings.model_backend}
-        yield Reading(catalogue.BUILD_INFO, 1, build)
+        yield Reading(catalogue.BUILD_INFO, 1, {"version": tru_vlm.__version__})
         yield Reading(catalogue.NUM_OPEN, service.num_open, {})
-        yield from self._workers()
+        for model in service.models:
+            yield from _model(model)
+        yield from self._device_caches()
         yield from self._frames()
         yield from self._files()
 
@@ -54,20 +56,8 @@ class Readings:
                 found[word] = reading.value
         return found
 
-    def _workers(self) -> Iterator[Reading]:
-        workers, model = self.service.workers, model_labels(self.service.model_name)
-        states = workers.states()
-        for state in states:
-            yield from _worker(state, {**model, "worker": str(state.worker_id)})
-        at_workers = sum(min(stats.num_waiting, state.num_requests) for state in states if (stats := state.stats))
-        yield Reading(catalogue.NUM_WAITING, workers.num_waiting + at_workers, model)
-        affinity = workers.affinity_stats()
-        for result, number in (
-            ("hit", affinity.num_hits),
-            ("miss", affinity.num_misses),
-            ("diverted", affinity.num_diverted),
-        ):
-            yield Reading(catalogue.AFFINITY, number, {"result": result, **model})
+    def _device_caches(self) -> Iterator[Reading]:
+        states = [state for model in self.service.models for state in model.workers.states()]
         known = [stats for state in states if (stats := state.stats)]
         yield Reading(catalogue.CACHE_BYTES, sum(s.mm_cache_bytes for s in known), {"tier": "feature"})
         yield Reading(catalogue.CACHE_BYTES, sum(s.prefix_cache_bytes for s in known), {"tier": "prefix"})
@@ -105,6 +95,23 @@ class Readings:
         yield Reading(catalogue.CACHE_BYTES, urls.used_bytes, {"tier": "url"})
         yield Reading(catalogue.SPOOL_BYTES, spool.used_bytes, {})
         yield Reading(catalogue.SPOOL_LIMIT_BYTES, self.service.settings.max_spool_bytes, {})
+
+
+def _model(model: Model) -> Iterator[Reading]:
+    workers, labels = model.workers, model_labels(model.name)
+    yield Reading(catalogue.MODEL_INFO, 1, {**labels, "backend": model.settings.model_backend})
+    states = workers.states()
+    for state in states:
+        yield from _worker(state, {**labels, "worker": str(state.worker_id)})
+    at_workers = sum(min(stats.num_waiting, state.num_requests) for state in states if (stats := state.stats))
+    yield Reading(catalogue.NUM_WAITING, workers.num_waiting + at_workers, labels)
+    affinity = workers.affinity_stats()
+    for result, number in (
+        ("hit", affinity.num_hits),
+        ("miss", affinity.num_misses),
+        ("diverted", affinity.num_diverted),
+    ):
+        yield Reading(catalogue.AFFINITY, number, {"result": result, **labels})
 
 
 def _worker(state: WorkerState, labels: dict[str, str]) -> Iterator[Reading]:

@@ -1,4 +1,4 @@
-"""The stages of one request: fetch, inspect, plan, decode, queue, generate.
+"""The stages of one request: fetch, choose the model, inspect, plan, decode, queue, generate.
 
 A conversation's videos and images pass each of the first four together, a few at a time.
 
@@ -17,14 +17,16 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
-from tru_vlm.api.planning import MediaPlan, Planner, RequestPlan, TokenCounts
+from tru_vlm.api.models import Model, Models
+from tru_vlm.api.planning import MediaPlan, RequestPlan, TokenCounts
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
-from tru_vlm.api.workers import QueuePosition, WorkerPool
+from tru_vlm.api.workers import QueuePosition
 from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (
     Answer,
@@ -106,6 +108,7 @@ class RequestRun:
     Attributes:
         id: unique on this server.
         request_id: what the client calls the exchange that it came with, or our name for it; in every line of the log.
+        model_name: the model or alias that was asked for.
         events: what a client is told, in order.
         accepted: set once every check that needs no decoding has passed.
     """
@@ -114,38 +117,42 @@ class RequestRun:
         self,
         request: InferenceRequest,
         *,
-        model_name: str,
+        models: Models,
         timeout_seconds: float,
-        planner: Planner,
         videos: VideoService,
-        workers: WorkerPool,
         source: VideoSource,
         spool: Spool,
         schemas: SchemaCheck,
-        record: QuestionRecord,
+        metrics: Metrics,
     ) -> None:
-        self.id = record.id
-        self.request_id = record.request_id
+        self.model_name = models.name_of(request.model)
+        self._record = QuestionRecord(metrics, self.model_name)
+        self.id = self._record.id
+        self.request_id = self._record.request_id
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         self.accepted = asyncio.Event()
         self._request = request
-        self._model_name = model_name
+        self._models = models
         self._timeout_seconds = timeout_seconds
-        self._planner = planner
         self._videos = videos
-        self._workers = workers
         self._source = source
         self._spool = spool
         self._schemas = schemas
-        self._record = record
         self._at: Stage = "queued"
         self._clock = _Clock()
+        self._model: Model | None = None
         self._video: VideoInfo | None = None
         self._text: list[str] = []
         self._usage = Usage(0, 0, 0)
 
+    @property
+    def variant(self) -> str | None:
+        """The name of the model that answers; None before it is chosen."""
+        return self._model.name if self._model else None
+
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
+        self._record.opened()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 answer = await self._answer()
@@ -169,24 +176,41 @@ class RequestRun:
         async with contextlib.AsyncExitStack() as held:
             for file in self._request.files:  # before anything is awaited: they are here already
                 held.push_async_callback(self._spool.remove, file)
+            model = self._models.at_once(self.model_name, self._request.routing_key)
+            if model is not None:
+                self._take_place(model, held)
             files = await self._local_files(held)
+            if model is None:
+                model = self._models.by_content(self.model_name, self._request, files)
+                self._take_place(model, held)
             await self._check_schema()
-            plan = await self._plan(files)
+            plan = await self._plan(model, files)
             self.accepted.set()
-            leases, tokens = await self._decode(files, plan, held)
+            leases, tokens = await self._decode(model, files, plan, held)
             if not tokens.fits and self._request.fits:
                 # There is more in a file than its header told, or less in the KV cache than was thought.
-                plan = await self._planner.plan_again(plan, [lease.info for lease in leases], self._request)
+                plan = await model.planner.plan_again(plan, [lease.info for lease in leases], self._request)
                 for lease in leases:
                     lease.release()
-                leases, tokens = await self._decode(files, plan, held)
-            self._check_fits(tokens)
+                leases, tokens = await self._decode(model, files, plan, held)
+            self._check_fits(model, tokens)
             # The sources are not needed any more; a long answer must not hold gigabytes of disk.
             for file in files:
                 await self._spool.remove(file)
             # A length that was left open becomes what the context has left.
             generation = dataclasses.replace(self._request.generation, max_tokens=tokens.answer)
-            return await self._generate(leases, generation)
+            return await self._generate(model, leases, generation)
+
+    def _take_place(self, model: Model, held: contextlib.AsyncExitStack) -> None:
+        """The model is chosen: it answers this request, or nobody does.
+
+        Raises:
+            OverloadedError: if too many wait for it.
+        """
+        self._model = model
+        self._record.chosen(model.name)
+        model.places.take()
+        held.callback(model.places.give_back)
 
     async def _check_schema(self) -> None:
         """Refuse a schema that the answer could not follow.
@@ -213,7 +237,7 @@ class RequestRun:
         with self._clock.stage("fetch"):
             return await side_by_side(fetch, media)
 
-    async def _plan(self, files: Sequence[SpooledFile]) -> RequestPlan:
+    async def _plan(self, model: Model, files: Sequence[SpooledFile]) -> RequestPlan:
         """Refuse, before any work, what can never fit.
 
         Raises:
@@ -225,17 +249,17 @@ class RequestRun:
 
         with self._clock.stage("probe"):
             probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
-        plan = await self._planner.plan(probes, self._request)
-        self._check_fits(plan.tokens)
+        plan = await model.planner.plan(probes, self._request)
+        self._check_fits(model, plan.tokens)
         self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
 
-    def _check_fits(self, tokens: TokenCounts) -> None:
+    def _check_fits(self, model: Model, tokens: TokenCounts) -> None:
         if not tokens.fits:
-            raise self._planner.refusal(tokens, self._request)
+            raise model.planner.refusal(tokens, self._request)
 
     async def _decode(
-        self, files: Sequence[SpooledFile], plan: RequestPlan, held: contextlib.AsyncExitStack
+        self, model: Model, files: Sequence[SpooledFile], plan: RequestPlan, held: contextlib.AsyncExitStack
     ) -> tuple[list[FramesLease], TokenCounts]:
         """The frames, which ``held`` releases, and what the request takes with them."""
 
@@ -246,7 +270,7 @@ class RequestRun:
                     file,
                     planned.probe,
                     media.params,
-                    self._planner.bounds,
+                    model.planner.bounds,
                     allowance=planned.allowance,
                     param=media.param,
                 )
@@ -257,12 +281,12 @@ class RequestRun:
             self._stage("decoding")
         with self._clock.stage("video_decode"):
             leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
-        if self._request.fits and not self._planner.knows_kv_cache:
+        if self._request.fits and not model.planner.knows_kv_cache:
             self._stage("waiting")
-            await self._workers.met()  # with the model's size of it, it can still be made to fit
-        return leases, await self._planner.count([lease.ref for lease in leases], self._request)
+            await model.workers.met()  # with the model's size of it, it can still be made to fit
+        return leases, await model.planner.count([lease.ref for lease in leases], self._request)
 
-    async def _generate(self, leases: Sequence[FramesLease], generation: GenerationParams) -> Answer:
+    async def _generate(self, model: Model, leases: Sequence[FramesLease], generation: GenerationParams) -> Answer:
         for lease in leases:
             url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
             video = dataclasses.replace(lease.info, frames_url=url)
@@ -273,7 +297,7 @@ class RequestRun:
         request = WorkerRequest(self.id, self._request.messages, refs, generation)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
-        async with contextlib.aclosing(self._workers.run(request)) as events:
+        async with contextlib.aclosing(model.workers.run(request)) as events:
             async for event in events:
                 match event:
                     case QueuePosition(0):
@@ -299,12 +323,13 @@ class RequestRun:
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
         return Answer(
             id=self.id,
-            model=self._model_name,
+            model=self.model_name,
             text="".join(self._text),
             finish_reason=reason,
             usage=usage,
             video=self._video,
             timings=self._clock.finish(timings),
+            variant=self.variant,
         )
 
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:

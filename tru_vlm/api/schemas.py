@@ -28,6 +28,14 @@ from tru_vlm.intake.spool import SpooledFile
 from tru_vlm.settings import Settings
 from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart, VideoParams
 
+ModelName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="A model or alias that `/v1/models` lists; left out, the server's default.",
+        examples=["demo"],
+    ),
+]
 Prompt = Annotated[str, Field(min_length=1, description="The question.", examples=["What happens in this video?"])]
 VideoUrl = Annotated[
     str,
@@ -47,6 +55,7 @@ class UrlRequestBody(Body):
     prompt: Prompt
     video_params: VideoParamsBody = VideoParamsBody()
     generation_params: GenerationParamsBody = GenerationParamsBody()
+    model: ModelName | None = None
     stream: bool = Field(False, description="Answer as server-sent events.")
 
 
@@ -57,7 +66,7 @@ class UrlPlanBody(UrlRequestBody):
     stream: bool = Field(False, description="A plan is never streamed; a question's body may have this field.")
 
 
-_FLAT_FIELDS = {"prompt", "video_url", "video_id", "stream"}
+_FLAT_FIELDS = {"prompt", "video_url", "video_id", "model", "stream"}
 _VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
 _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
@@ -154,6 +163,7 @@ def _build(
         max_tokens_is_default=generation.max_tokens is None,
         stream=body.stream,
         names=FieldNames(response_format=f"{where}response_format"),
+        model=body.model,
     )
 
 

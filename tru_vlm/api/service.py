@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
+from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import StepMetrics, WorkerPool
-from tru_vlm.errors import OverloadedError, TruError
+from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
@@ -31,7 +32,7 @@ from tru_vlm.settings import Settings
 from tru_vlm.telemetry import catalogue
 from tru_vlm.telemetry.catalogue import model_labels
 from tru_vlm.telemetry.metrics import Metrics
-from tru_vlm.telemetry.question import QuestionRecord, begin_counters
+from tru_vlm.telemetry.question import begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
 
@@ -45,6 +46,25 @@ class ParsedForm:
 
     fields: dict[str, str]
     video: SpooledFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A model and where its workers are.
+
+    Attributes:
+        name: under which it is asked for.
+        settings: its own.
+        profile: what it accepts.
+        socket_directory: where its workers listen.
+        num_workers: how many there are.
+    """
+
+    name: str
+    settings: Settings
+    profile: ModelProfile
+    socket_directory: Path
+    num_workers: int
 
 
 class RequestStream:
@@ -99,32 +119,23 @@ class InferenceService:
 
     Args:
         settings: the server's configuration.
-        profile: what the model accepts.
-        socket_directory: where the workers listen.
-        num_workers: how many there are.
+        hosted: the models, in order.
+        aliases: names that stand for one of several models; of each, the models' weights.
+        default: the model or alias of requests that name none; by default the first model.
         metrics: where its work is counted; by default nobody looks.
     """
 
     def __init__(
         self,
         settings: Settings,
-        profile: ModelProfile,
-        socket_directory: Path,
-        num_workers: int,
+        hosted: Sequence[HostedModel],
         *,
+        aliases: Mapping[str, Mapping[str, float]] | None = None,
+        default: str | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
-        self.profile = profile
-        self.model_name = settings.model_name or profile.model_path.rstrip("/").rpartition("/")[-1]
         self._metrics = metrics or Metrics()
-        labels = model_labels(self.model_name)
-        begin_counters(self._metrics, labels)
-        steps = StepMetrics(
-            inter_token=self._metrics.series(catalogue.ITL, **labels),
-            batch_size=self._metrics.series(catalogue.BATCH_SIZE, **labels),
-        )
-        self.workers = WorkerPool(socket_directory, num_workers, settings.max_batch_size, steps)
         self.spool = Spool(
             settings.storage_dir / "spool",
             max_bytes=settings.max_spool_bytes,
@@ -154,7 +165,7 @@ class InferenceService:
         database, library = build_library(settings, self.spool)
         borrow = borrow_from(library)
         self._source = VideoSource(fetcher, self.spool, borrow, max_bytes=settings.max_upload_bytes)
-        self._planner = Planner(settings, profile, self.videos, lambda: self.workers.kv_cache_tokens)
+        self.models = Models([self._model(host) for host in hosted], aliases or {}, default or hosted[0].name)
         self.library = LibraryService(
             settings,
             database=database,
@@ -162,12 +173,29 @@ class InferenceService:
             spool=self.spool,
             source=self._source,
             videos=self.videos,
-            bounds=self._planner.bounds,
+            bounds=self.models.variants_of(self.models.default)[0].planner.bounds,
         )
         self._schemas = SchemaCheck()
-        capacity = settings.max_queued_requests + num_workers * settings.max_batch_size
+        capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
+
+    def _model(self, host: HostedModel) -> Model:
+        labels = model_labels(host.name)
+        begin_counters(self._metrics, labels)
+        steps = StepMetrics(
+            inter_token=self._metrics.series(catalogue.ITL, **labels),
+            batch_size=self._metrics.series(catalogue.BATCH_SIZE, **labels),
+        )
+        workers = WorkerPool(host.socket_directory, host.num_workers, host.settings.max_batch_size, steps)
+        return Model(
+            name=host.name,
+            settings=host.settings,
+            profile=host.profile,
+            planner=Planner(host.settings, host.profile, self.videos, lambda: workers.kv_cache_tokens),
+            workers=workers,
+            places=Places(host.settings.max_queued_requests + host.num_workers * host.settings.max_batch_size),
+        )
 
     @property
     def num_open(self) -> int:
@@ -179,11 +207,13 @@ class InferenceService:
         await self.spool.start()
         await self.library.start()
         await self.videos.start()
-        self.workers.start()
+        for model in self.models:
+            model.workers.start()
 
     async def close(self) -> None:
         """Stop decode processes and close the links."""
-        await self.workers.close()
+        for model in self.models:
+            await model.workers.close()
         await self.videos.close()
         await self.library.close()
         await self.spool.close()
@@ -234,9 +264,8 @@ class InferenceService:
 
         Raises:
             InvalidRequestError: naming the field at fault.
-            NotFoundError: it asks for another model.
         """
-        return parse_chat(body, self.settings, self.model_name)
+        return parse_chat(body, self.settings)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
@@ -247,25 +276,24 @@ class InferenceService:
         """Start work on a request.
 
         Raises:
+            NotFoundError: there is no such model; its files are removed.
             OverloadedError: if too many are open; its files are removed.
         """
         try:
+            run = RequestRun(
+                request,
+                models=self.models,
+                timeout_seconds=self.settings.request_timeout_seconds,
+                videos=self.videos,
+                source=self._source,
+                spool=self.spool,
+                schemas=self._schemas,
+                metrics=self._metrics,
+            )
             self._questions.take()
-        except OverloadedError:
+        except TruError:
             await self.discard(*request.files)
             raise
-        run = RequestRun(
-            request,
-            model_name=self.model_name,
-            timeout_seconds=self.settings.request_timeout_seconds,
-            planner=self._planner,
-            videos=self.videos,
-            workers=self.workers,
-            source=self._source,
-            spool=self.spool,
-            schemas=self._schemas,
-            record=QuestionRecord(self._metrics, model_labels(self.model_name)),
-        )
         return RequestStream(run, on_end=self._questions.give_back)
 
     async def plan(self, request: InferenceRequest) -> PlanAnswer:
@@ -277,13 +305,18 @@ class InferenceService:
         async with contextlib.AsyncExitStack() as held:
             held.push_async_callback(self.discard, *request.files)
             (item,) = request.media
+            name = self.models.name_of(request.model)
             self._plans.take()
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
                     file = await self._source.file(item.source, param=item.param, owner=request.owner)
                     held.push_async_callback(self.spool.remove, file)
+                    model = self.models.at_once(name, request.routing_key)
+                    model = model or self.models.by_content(name, request, [file])
                     probe = await self.videos.inspect(file, item.param)
-                    return await self._planner.answer(probe, request, size_bytes=file.size_bytes)
+                    return await model.planner.answer(
+                        probe, request, size_bytes=file.size_bytes, model=name, variant=model.name
+                    )
             except TimeoutError:
                 raise timed_out(self.settings.request_timeout_seconds) from None

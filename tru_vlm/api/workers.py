@@ -144,6 +144,11 @@ class WorkerPool:
         known = [worker.kv_cache_tokens for worker in self._workers if worker.kv_cache_tokens is not None]
         return min(known, default=None)
 
+    @property
+    def has_met(self) -> bool:
+        """Whether a worker is ready, or has been."""
+        return self._met.is_set()
+
     async def met(self) -> None:
         """Wait until a worker is ready, or has been."""
         await self._met.wait()

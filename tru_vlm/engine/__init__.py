@@ -11,28 +11,31 @@ from tru_vlm.engine.base import Engine
 from tru_vlm.settings import Settings
 
 
-def create_engine(settings: Settings, device: str | Sequence[str]) -> Engine:
+def create_engine(settings: Settings, device: str | Sequence[str], *, num_cpu_engines: int | None = None) -> Engine:
     """Load the model and make it ready, in a process that is the engine's own: it chooses PyTorch's threads.
 
     Args:
         settings: the server's configuration.
         device: where this engine runs: "cpu", "mps", "cuda" or "cuda:1"; chosen by the caller, one per worker.
             Several cards for an engine that splits the model over them.
+        num_cpu_engines: how many share this machine's cores, if the device is its CPU; by default those of one model.
 
     Raises:
         ValueError: if the backend or the model cannot be used; the text names the setting.
     """
     devices = [device] if isinstance(device, str) else list(device)
-    return _create_vllm(settings, devices) if settings.model_backend == "vllm" else _create_hf(settings, devices[0])
+    if settings.model_backend == "vllm":
+        return _create_vllm(settings, devices)
+    return _create_hf(settings, devices[0], num_cpu_engines or settings.workers_per_device)
 
 
-def _create_hf(settings: Settings, device: str) -> Engine:
+def _create_hf(settings: Settings, device: str, num_cpu_engines: int) -> Engine:
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
     from tru_vlm.engine.hf.loading import leave_a_core
 
     if device == "cpu":
-        leave_a_core(settings.workers_per_device)
+        leave_a_core(num_cpu_engines)
     config = EngineConfig(
         model_path=settings.model_path,
         device=device,

@@ -51,9 +51,14 @@ CATALOGUE: list[Metric] = []
 """All of them, in the order of the documentation."""
 
 
-def model_labels(model_name: str) -> dict[str, str]:
-    """The labels of everything that belongs to a model; the variant of a model that has only one is the model."""
-    return {"model_name": model_name, "variant": model_name}
+def model_labels(model_name: str, variant: str | None = None) -> dict[str, str]:
+    """The labels of what belongs to a model.
+
+    Args:
+        model_name: the model, or the alias that a question asked for.
+        variant: the model that answers; by default the model itself.
+    """
+    return {"model_name": model_name, "variant": model_name if variant is None else variant}
 
 
 def _counter(word: str, text: str, *labels: str) -> Metric:
@@ -73,7 +78,8 @@ def _listed(metric: Metric) -> Metric:
     return metric
 
 
-BUILD_INFO = _gauge("build_info", "Always 1; its labels tell what runs.", "version", "backend")
+BUILD_INFO = _gauge("build_info", "Always 1; its label tells the version of the server.", "version")
+MODEL_INFO = _gauge("model_info", "Always 1, for each model; its labels tell the engine.", *MODEL, "backend")
 
 # HTTP
 HTTP_REQUESTS = _counter(

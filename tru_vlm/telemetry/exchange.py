@@ -32,7 +32,7 @@ class Exchange:
 
     Attributes:
         request_id: the client's, where it sent a sane one; in every line of the log, and in the answer's header.
-        is_clients_id: whether the client chose it; then it may not be unique.
+        is_id_taken: whether it must not be the id of a question: it has been of one, or the client chose it.
         method: HTTP's.
         find_route: tells the template of the route, never the path, as soon as it is known.
         status: of the answer; None before it began.
@@ -44,7 +44,7 @@ class Exchange:
     """
 
     request_id: str
-    is_clients_id: bool = False
+    is_id_taken: bool = False
     method: str = ""
     find_route: Callable[[], str] = lambda: UNMATCHED
     status: int | None = None

@@ -7,7 +7,7 @@ from typing import get_args
 
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.telemetry import catalogue
-from tru_vlm.telemetry.catalogue import Metric
+from tru_vlm.telemetry.catalogue import Metric, model_labels
 from tru_vlm.telemetry.exchange import Exchange, Outcome, current_exchange, new_id, outcome_of
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.types import Answer, Stage, VideoInfo
@@ -32,21 +32,28 @@ class QuestionRecord:
 
     Args:
         metrics: where.
-        labels: of its model.
+        model_name: the model or alias that it asks for.
 
     Attributes:
         request_id: of the exchange that opened it.
         id: unique on this server; the same, unless the client chose that one or it opened another question before.
     """
 
-    def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
         self._metrics = metrics
-        self._labels = dict(labels)
+        self._labels = model_labels(model_name, variant="")
         self._exchange = current_exchange() or Exchange(new_id())
         self.request_id = self._exchange.request_id
-        is_taken = self._exchange.is_clients_id or self._exchange.has_question
-        self.id = new_id() if is_taken else self.request_id
+        self.id = new_id() if self._exchange.is_id_taken else self.request_id
+        self._exchange.is_id_taken = True
+
+    def opened(self) -> None:
+        """From now on it is counted here, once, and not as its exchange's."""
         self._exchange.has_question = True
+
+    def chosen(self, variant: str) -> None:
+        """It is this model that answers."""
+        self._labels = model_labels(self._labels["model_name"], variant)
 
     def sampled(self, videos: list[VideoInfo]) -> None:
         """Its frames are there."""

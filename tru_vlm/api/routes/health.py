@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
+from tru_vlm.api.affinity import AffinityStats
+from tru_vlm.api.models import Model
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
+from tru_vlm.engine.base import EngineStats
 
 _READY = {200: {"content": {"application/json": {"example": {"status": "ok"}}}}}
 
@@ -21,14 +26,16 @@ def build_router(service: InferenceService) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     def status() -> str:
-        states = service.workers.states()
-        if all(state.is_ready for state in states):
-            return "ok"
-        return "degraded" if any(state.is_ready for state in states) else "unavailable"
+        if not all(model.workers.has_met for model in service.models):
+            return "unavailable"  # still starting
+        return _status([state for model in service.models for state in model.workers.states()])
 
     @router.get("/v1/health", responses=_READY)  # type: ignore[arg-type]
     async def health() -> Response:
-        """200 while at least one worker can answer, else 503."""
+        """503 until every model has come up; then 200 while at least one worker can answer.
+
+        A model whose workers are all gone is told of by `/v1/health/detailed`; the others go on.
+        """
         now = status()
         return JSONResponse({"status": now}, 503 if now == "unavailable" else 200)
 
@@ -40,22 +47,26 @@ def build_router(service: InferenceService) -> APIRouter:
 
     @router.get("/v1/health/detailed", responses={200: {"description": "Model, workers, queue, decoders, limits."}})
     async def detailed() -> dict[str, Any]:
-        """Model, backend, device memory, queue depth, worker states, decoder backends, limits.
+        """Models, backends, device memory, queue depth, worker states, decoder backends, limits.
 
-        `metrics` has what `/metrics` reads at each look, under the same words.
+        `model` is the first of `models`; `workers` are those of all models; `metrics` has what `/metrics` reads at
+        each look, under the same words.
         """
         return {
             "status": status(),
             "version": tru_vlm.__version__,
-            "model": _model(service),
-            "workers": [_worker(state) for state in service.workers.states()],
+            "model": _identity(next(iter(service.models))),
+            "models": [_model(model) for model in service.models],
+            "aliases": service.models.aliases,
+            "default_model": service.models.default,
+            "workers": [_worker(model, state) for model in service.models for state in model.workers.states()],
             "queue": {
                 "num_open": service.num_open,
-                "num_running": service.workers.num_running,
-                "num_waiting": service.workers.num_waiting,
+                "num_running": sum(model.workers.num_running for model in service.models),
+                "num_waiting": sum(model.workers.num_waiting for model in service.models),
                 "max_queued_requests": service.settings.max_queued_requests,
             },
-            "affinity": dataclasses.asdict(service.workers.affinity_stats()),
+            "affinity": _sum([model.workers.affinity_stats() for model in service.models]),
             "video": dataclasses.asdict(service.videos.stats()),
             "metrics": Readings(service).by_word(),
             "library": dataclasses.asdict(await service.library.store.stats()),
@@ -71,20 +82,57 @@ def build_router(service: InferenceService) -> APIRouter:
     return router
 
 
-def _model(service: InferenceService) -> dict[str, Any]:
-    profile = service.profile
+def _status(states: Sequence[WorkerState]) -> str:
+    if all(state.is_ready for state in states):
+        return "ok"
+    return "degraded" if any(state.is_ready for state in states) else "unavailable"
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    profile = model.profile
     return {
-        "name": service.model_name,
+        "name": model.name,
         "is_demo": profile.is_demo,
         "model_type": profile.model_type,
         "context_tokens": profile.context_tokens,
-        "backend": service.settings.model_backend,
+        "backend": model.settings.model_backend,
     }
 
 
-def _worker(state: WorkerState) -> dict[str, Any]:
+def _model(model: Model) -> dict[str, Any]:
+    states = model.workers.states()
+    engines = [state.hello.description for state in states if state.hello]
+    return {
+        **_identity(model),
+        "status": _status(states),
+        "quantization": model.settings.quantization,
+        "devices": sorted({engine.device for engine in engines}),
+        "num_workers": len(states),
+        "num_workers_ready": sum(state.is_ready for state in states),
+        "weight_bytes": sum(engine.weight_bytes for engine in engines),
+        "stats": _sum([state.stats for state in states if state.stats]),
+        "queue": {
+            "num_open": model.places.num_taken,
+            "num_running": model.workers.num_running,
+            "num_waiting": model.workers.num_waiting,
+            "max_queued_requests": model.settings.max_queued_requests,
+        },
+        "affinity": dataclasses.asdict(model.workers.affinity_stats()),
+    }
+
+
+def _sum(counts: Sequence[EngineStats | AffinityStats]) -> dict[str, int]:
+    """Numbers of several engines or pools, added up by name."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(dataclasses.asdict(one))
+    return dict(total)
+
+
+def _worker(model: Model, state: WorkerState) -> dict[str, Any]:
     hello, stats = state.hello, state.stats
     return {
+        "model": model.name,
         "worker_id": state.worker_id,
         "state": "ready" if state.is_ready else "starting",
         "restarts": state.restarts,

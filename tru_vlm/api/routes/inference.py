@@ -14,6 +14,7 @@ from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any, read_form, read_json
+from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import NotFoundError
 
@@ -24,27 +25,29 @@ def build_router(service: InferenceService) -> APIRouter:
     """The inference routes over ``service``."""
     router = APIRouter(tags=["inference"])
 
-    async def answer(request: Request, reader: Callable[..., Awaitable[InferenceRequest]]) -> Response:
+    async def answer(
+        request: Request, reader: Callable[..., Awaitable[InferenceRequest]], routing_key: str | None
+    ) -> Response:
         try:
             parsed = await reader(service, request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return await respond(service, parsed, request)
+        return await respond(service, with_routing_key(parsed, routing_key), request)
 
     @router.post("/predict", openapi_extra=merge_bodies(JSON_BODY, UPLOAD_BODY), responses=ANSWER_RESPONSES)
-    async def predict(request: Request) -> Response:
+    async def predict(request: Request, routing_key: RoutingKey = None) -> Response:
         """Ask about a video: JSON with its URL, or a form with the file; LitServe's client posts here."""
-        return await answer(request, read_any)
+        return await answer(request, read_any, routing_key)
 
     @router.post("/v1/inference/url", openapi_extra=JSON_BODY, responses=ANSWER_RESPONSES)
-    async def inference_url(request: Request) -> Response:
+    async def inference_url(request: Request, routing_key: RoutingKey = None) -> Response:
         """Ask about a video that the server fetches from a URL (or reads from a data URI)."""
-        return await answer(request, read_json)
+        return await answer(request, read_json, routing_key)
 
     @router.post("/v1/inference/upload", openapi_extra=UPLOAD_BODY, responses=ANSWER_RESPONSES)
-    async def inference_upload(request: Request) -> Response:
+    async def inference_upload(request: Request, routing_key: RoutingKey = None) -> Response:
         """Ask about an uploaded video; the file goes to disk while it arrives."""
-        return await answer(request, read_form)
+        return await answer(request, read_form, routing_key)
 
     @router.get(
         "/v1/frames/{content_key}/{index}.jpg",

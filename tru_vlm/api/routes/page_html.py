@@ -95,7 +95,8 @@ class FieldDefaults:
 class PageContext:
     """Everything that ``page.html`` is given, as ``page``."""
 
-    model_name: str
+    models: tuple[str, ...]
+    default_model: str
     is_demo: bool
     samples: tuple[Sample, ...]
     suggestions: tuple[str, ...]
@@ -114,10 +115,21 @@ class FrameImage:
     seconds: float | None
 
 
-def page_context(settings: Settings, *, model_name: str, is_demo: bool, samples: Sequence[Sample]) -> PageContext:
-    """The page's context for this server."""
+def page_context(
+    settings: Settings, *, models: Sequence[str], default_model: str, is_demo: bool, samples: Sequence[Sample]
+) -> PageContext:
+    """The page's context for this server.
+
+    Args:
+        settings: the server's configuration.
+        models: the models and aliases that can be asked for.
+        default_model: the one that answers where none is chosen.
+        is_demo: whether there is none but the bundled demo model.
+        samples: clips to try.
+    """
     return PageContext(
-        model_name=model_name,
+        models=tuple(models),
+        default_model=default_model,
         is_demo=is_demo,
         samples=tuple(samples),
         suggestions=_DEMO_SUGGESTIONS if is_demo else _SUGGESTIONS,

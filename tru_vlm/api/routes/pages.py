@@ -93,7 +93,13 @@ def build_pages_router(context: AppContext) -> APIRouter:
     renderer = PageRenderer(TEMPLATES_DIR, STATIC_DIR)
     samples = load_samples(STATIC_DIR)
     page = renderer.page(
-        page_context(context.settings, model_name=service.model_name, is_demo=context.profile.is_demo, samples=samples)
+        page_context(
+            context.settings,
+            models=service.models.names,
+            default_model=service.models.default,
+            is_demo=all(model.profile.is_demo for model in service.models),
+            samples=samples,
+        )
     )
     unclaimed = UnclaimedAnswers()
 

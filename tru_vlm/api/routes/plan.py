@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, unless_client_leaves
 from tru_vlm.api.openapi import PLAN_JSON_BODY, PLAN_RESPONSES, PLAN_UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any
+from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.service import InferenceService
 
 
@@ -20,13 +21,13 @@ def build_router(service: InferenceService) -> APIRouter:
     router = APIRouter(tags=["inference"])
 
     @router.post("/v1/plan", openapi_extra=merge_bodies(PLAN_JSON_BODY, PLAN_UPLOAD_BODY), responses=PLAN_RESPONSES)
-    async def plan(request: Request) -> Response:
+    async def plan(request: Request, routing_key: RoutingKey = None) -> Response:
         """What would be sampled, what it takes of the context and whether that fits; the model is not run.
 
         Takes what `/predict` takes; the prompt may be left out.
         """
         try:
-            parsed = await read_any(service, request, is_plan=True)
+            parsed = with_routing_key(await read_any(service, request, is_plan=True), routing_key)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         try:
