@@ -15,9 +15,9 @@ from tru_vlm.telemetry.catalogue import CATALOGUE, Metric
 _METRICS = """# Metrics
 
 `GET /metrics` gives them to Prometheus, in its text format or as OpenMetrics. Names are vLLM's words behind `tru_vlm_`,
-the same for both engines. `model_name` is the model or alias that was asked for, `variant` the model that answers, `worker`
-the worker's number. Beside these there are the HTTP process's own `process_*`. A dashboard and alert rules are in
-[deploy/monitoring](../deploy/monitoring); [ADR 17](adr/0017-metrics-are-one-registry.md) tells how they are counted.
+the same for both engines. `model_name` is the model or alias that was asked for, `variant` the model that answers, and
+`worker` its worker's number. Beside these there are the HTTP process's own `process_*`. A dashboard and alert rules are
+in [deploy/monitoring](../deploy/monitoring); [ADR 17](adr/0017-metrics-are-one-registry.md) tells how it is counted.
 
 This page is generated: `python -m tru_vlm.telemetry.reference docs`.
 
