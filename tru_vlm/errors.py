@@ -12,6 +12,7 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
     │   ├── FetchError                400  the URL cannot be fetched, or must not be
     │   └── RangeError                416  the asked-for bytes lie behind the end of the file
+    ├── ForbiddenError                403  permission_error        who asks may not
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
@@ -25,7 +26,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-ErrorType = Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"]
+ErrorType = Literal[
+    "invalid_request_error", "permission_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,14 @@ class RangeError(InvalidRequestError):
 
     default_code = "range_not_satisfiable"
     status = 416
+
+
+class ForbiddenError(TruError):
+    """Who asks may not do this here."""
+
+    type = "permission_error"
+    default_code = "forbidden"
+    status = 403
 
 
 class NotFoundError(TruError):

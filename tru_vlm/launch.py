@@ -46,6 +46,7 @@ def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.placement import StartError
+    from tru_vlm.api.socket_protocol import socket_options
 
     try:
         profiles = _load_profiles(served)
@@ -60,6 +61,7 @@ def _serve(settings: Settings, served: ServedModels) -> int:
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
                 on_started=lambda: _announce_when_ready(settings, served),
+                uvicorn_options=socket_options(settings),
             )
         except StartError as error:
             return _refuse(str(error), 1)

@@ -7,6 +7,7 @@ from this file (``python -m tru_vlm.settings``), and so is the configuration pag
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+", re.IGNORECASE)
 
 
 class SettingsError(ValueError):
@@ -231,6 +233,26 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[int, Field(ge=0)] = Field(
         30, description="On SIGTERM, how long running answers may go on, in seconds."
     )
+    allowed_origins: str = Field(
+        "",
+        description=(
+            "Other sites whose pages may open the WebSocket, separated by commas (https://app.example.com); this "
+            "server's own pages always may."
+        ),
+    )
+    max_socket_requests: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        16, description="Most requests at once on one WebSocket."
+    )
+    socket_idle_seconds: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="A WebSocket on which nothing runs and nothing is asked is closed after this, in seconds."
+    )
+    socket_ping_seconds: Annotated[float, Field(gt=0)] = Field(
+        20.0,
+        description=(
+            "How often a WebSocket's client is pinged, and how long it has to answer, in seconds; one that does not, "
+            "or does not read, is dropped and its requests are stopped."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
     @field_validator("video_decode_device")
@@ -250,6 +272,14 @@ class Settings(BaseSettings):
             raise ValueError(f"it is not JSON ({error})") from error
         if not is_object:
             raise ValueError("it is JSON, and no object")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in filter(None, map(str.strip, value.split(","))):
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin, which is scheme://host or scheme://host:port, and no more")
         return value
 
     @field_validator("storage_dir")

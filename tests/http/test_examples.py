@@ -27,7 +27,7 @@ def test_curl(server: Server, clips: dict[str, Path]) -> None:
     assert '"status":"ok"' in output.replace(" ", "")
 
 
-@pytest.mark.parametrize("name", ["ask_requests.py", "ask_openai.py", "litserve_client.py"])
+@pytest.mark.parametrize("name", ["ask_requests.py", "ask_openai.py", "ask_socket.py", "litserve_client.py"])
 def test_python(server: Server, clips: dict[str, Path], name: str) -> None:
     output = run(sys.executable, f"examples/{name}", str(clips["one"]), "What happens in this video?", server.base)
     assert "A red circle moves left." in output

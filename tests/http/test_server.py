@@ -19,6 +19,7 @@ ROUTES = {
     "/predict": {"post"},
     "/v1/inference/url": {"post"},
     "/v1/inference/upload": {"post"},
+    "/v1/inference/ws": {"get"},
     "/v1/plan": {"post"},
     "/v1/videos": {"get", "post"},
     "/v1/videos/{video_id}": {"get", "patch", "delete"},

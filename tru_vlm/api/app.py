@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_videos
+from tru_vlm.api import openapi_chat, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
@@ -21,7 +21,7 @@ from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
 from tru_vlm.api.readings import Readings
-from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan, video_media, videos
+from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan, video_media, videos, websocket
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
@@ -124,6 +124,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(pages.build_pages_router(context))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
+    app.include_router(websocket.build_router(context.service))
     app.include_router(plan.build_router(context.service))
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
@@ -131,5 +132,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(health.build_router(context.service))
     app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(app, (*openapi_chat.COMPONENT_BODIES, *openapi_videos.COMPONENT_BODIES))
+    install_openapi(
+        app, [body for module in (openapi_chat, openapi_videos, openapi_socket) for body in module.COMPONENT_BODIES]
+    )
     app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost

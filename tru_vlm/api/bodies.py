@@ -198,18 +198,22 @@ def media_source(url: str | None, video_id: str | None, *, at: str = "", name: s
     return KeptVideo(url.removeprefix(KEPT)) if url.startswith(KEPT) else url
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(text: bytes | str, *, what: str = "body") -> dict[str, Any]:
     """A JSON object.
+
+    Args:
+        text: the JSON.
+        what: what an error calls it.
 
     Raises:
         InvalidRequestError: if it is none.
     """
     try:
-        values = json.loads(body)
+        values = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidRequestError("The body is not valid JSON.", code="invalid_json") from None
+        raise InvalidRequestError(f"The {what} is not valid JSON.", code="invalid_json") from None
     if not isinstance(values, dict):
-        raise InvalidRequestError("The body must be a JSON object.", code="invalid_json")
+        raise InvalidRequestError(f"The {what} must be a JSON object.", code="invalid_json")
     return values
 
 

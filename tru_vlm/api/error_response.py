@@ -16,7 +16,7 @@ from tru_vlm.telemetry.exchange import current_exchange, new_id
 
 logger = logging.getLogger(__name__)
 
-_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _LOWEST_SERVER_ERROR = 500
 
 

@@ -136,11 +136,19 @@ class WorkerServer(litserve.LitServer):
             time.sleep(_START_SECONDS)
 
     def serve(
-        self, *, host: str, port: int, drain_seconds: int, log_level: str, on_started: Callable[[], None]
+        self,
+        *,
+        host: str,
+        port: int,
+        drain_seconds: int,
+        log_level: str,
+        on_started: Callable[[], None],
+        uvicorn_options: dict[str, Any],
     ) -> None:
         """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
 
-        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that).
+        ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that);
+        ``uvicorn_options`` are further arguments of ``uvicorn.Config``.
 
         Raises:
             StartError: if the workers or the HTTP process do not come up.
@@ -156,6 +164,7 @@ class WorkerServer(litserve.LitServer):
                     log_level=log_level,
                     generate_client_file=False,
                     access_log=False,
+                    **uvicorn_options,
                 )
         except StartError:
             self._stop_processes()

@@ -33,11 +33,18 @@ class Observation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass through, with the id in the answer's header."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        exchange = begin_exchange(Headers(scope=scope).get("x-request-id"), method, lambda: _route(scope))
+        method = scope.get("method", "GET")
+        exchange = begin_exchange(
+            Headers(scope=scope).get("x-request-id"),
+            method if method in _METHODS else "other",
+            lambda: _route(scope),
+        )
+        if scope["type"] == "websocket":  # its questions are counted by themselves
+            await self._app(scope, receive, send)
+            return
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":

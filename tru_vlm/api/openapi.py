@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -14,6 +14,7 @@ import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
 from tru_vlm.api.planning import PlanAnswer
 from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
+from tru_vlm.errors import ErrorType
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -24,7 +25,7 @@ _URL_EXAMPLE = {
     "generation_params": {"max_tokens": 128, "temperature": 0.0},
     "stream": False,
 }
-_ANSWER_EXAMPLE = {
+ANSWER_EXAMPLE = {
     "id": "req-0f9d2c",
     "model": "demo",
     "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
@@ -110,9 +111,7 @@ _STREAM_EXAMPLE = (
 class ErrorDetail(BaseModel):
     """What went wrong."""
 
-    type: Literal["invalid_request_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"] = (
-        Field(description="The family of the error.")
-    )
+    type: ErrorType = Field(description="The family of the error.")
     code: str = Field(description="A stable word for programs.", examples=["invalid_value"])
     message: str = Field(description="A sentence: what was wrong, what came, what is accepted.")
     param: str | None = Field(description="The field at fault.", examples=["video_params.fps"])
@@ -186,7 +185,7 @@ ANSWER_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, server-sent events: status, video, delta, then done or error.",
         "content": {
-            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": _ANSWER_EXAMPLE},
+            "application/json": {"schema": {"$ref": _REF.format(model="Answer")}, "example": ANSWER_EXAMPLE},
             "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
         },
     },

@@ -83,7 +83,7 @@ def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> Inf
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
     """
-    return _build(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
+    return build_request(validate(UrlPlanBody if is_plan else UrlRequestBody, parse_object(body)), settings)
 
 
 def parse_form(
@@ -121,7 +121,7 @@ def parse_form(
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, values, is_form=True)
-    return _build(body, settings, file, response_format)
+    return build_request(body, settings, file, response_format)
 
 
 def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
@@ -135,12 +135,23 @@ def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
     return validate(GenerationParamsBody, {"response_format": value}).response_format
 
 
-def _build(
+def build_request(
     body: UrlRequestBody,
     settings: Settings,
     file: SpooledFile | None = None,
     response_format: ResponseFormatBody | None = None,
 ) -> InferenceRequest:
+    """A body whose fields are right as a request.
+
+    Args:
+        body: the fields.
+        settings: the server's limits and defaults.
+        file: the video, if it was uploaded.
+        response_format: what the answer's text must be, if a form's field says so.
+
+    Raises:
+        InvalidRequestError: naming the field that this server's limits refuse.
+    """
     check_length(len(body.prompt), settings, param="prompt")
     if not body.prompt.strip() and "prompt" in body.model_fields_set:
         raise InvalidRequestError("The prompt is empty; ask a question.", param="prompt")

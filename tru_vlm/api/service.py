@@ -259,6 +259,14 @@ class InferenceService:
         """
         return schemas.parse_json(body, self.settings, is_plan=is_plan)
 
+    def check_body(self, body: schemas.UrlRequestBody) -> InferenceRequest:
+        """Check a body whose fields are right against this server's limits.
+
+        Raises:
+            InvalidRequestError: naming the field at fault.
+        """
+        return schemas.build_request(body, self.settings)
+
     def parse_chat(self, body: bytes) -> ChatRequest:
         """Check the JSON body of a chat completion.
 
