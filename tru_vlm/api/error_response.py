@@ -76,7 +76,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def new_request_id() -> str:
     """The id of a request that never got as far as being opened."""
     exchange = current_exchange()
-    return exchange.request_id if exchange else new_id()
+    return exchange.request_id if exchange and not exchange.is_connection else new_id()
 
 
 def note_error(info: ErrorInfo) -> None:

@@ -43,6 +43,7 @@ class Observation:
             lambda: _route(scope),
         )
         if scope["type"] == "websocket":  # its questions are counted by themselves
+            exchange.is_connection = True
             await self._app(scope, receive, send)
             return
 

@@ -33,6 +33,7 @@ class Exchange:
     Attributes:
         request_id: the client's, where it sent a sane one; in every line of the log, and in the answer's header.
         is_id_taken: whether it must not be the id of a question: it has been of one, or the client chose it.
+        is_connection: whether any number of questions come through it, each with an id of its own.
         method: HTTP's.
         find_route: tells the template of the route, never the path, as soon as it is known.
         status: of the answer; None before it began.
@@ -52,6 +53,7 @@ class Exchange:
     outcome: Outcome | None = None
     has_question: bool = False
     is_over: bool = False
+    is_connection: bool = False
     received: float = field(default_factory=time.monotonic)
 
     @property

@@ -43,8 +43,8 @@ class QuestionRecord:
         self._metrics = metrics
         self._labels = model_labels(model_name, variant="")
         self._exchange = current_exchange() or Exchange(new_id())
-        self.request_id = self._exchange.request_id
-        self.id = new_id() if self._exchange.is_id_taken else self.request_id
+        self.request_id = new_id() if self._exchange.is_connection else self._exchange.request_id
+        self.id = new_id() if self._exchange.is_id_taken and not self._exchange.is_connection else self.request_id
         self._exchange.is_id_taken = True
 
     def opened(self) -> None:
