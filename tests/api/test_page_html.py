@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -138,16 +139,46 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
     settings = load_settings(env_file=None)
     page = renderer.page(
         page_context(
-            settings, models=["a <model>"], default_model="a <model>", is_demo=is_demo, samples=load_samples(STATIC_DIR)
+            settings,
+            models=["a <model>"],
+            aliases={},
+            default_model="a <model>",
+            is_demo=is_demo,
+            samples=load_samples(STATIC_DIR),
         )
     )
     assert ("a &lt;model&gt;" in page) is not is_demo
     assert ("MODEL_PATH" in page) is is_demo
-    for field in FORM_FIELDS:
+    for field in FORM_FIELDS - {"model"}:
         assert f'name="{field}"' in page
         assert f'id="error-{field}"' in page
     for forbidden in ("<script>", "onclick=", "style=", "http://", "//cdn"):
         assert forbidden not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_with_several_models_one_can_be_chosen(renderer: PageRenderer) -> None:
+    given = {"aliases": {"c>d": ("a", "b")}, "is_demo": True, "samples": ()}
+    page = renderer.page(
+        page_context(load_settings(env_file=None), models=["a", "b", "c>d"], default_model="b", **given)
+    )
+    assert 'name="model"' in page
+    assert 'id="error-model"' in page
+    assert re.findall(r"<option .*</option>", page) == [
+        '<option value="a">a</option>',
+        '<option value="b" selected>b</option>',
+        '<option value="c&gt;d">c&gt;d (a or b)</option>',
+    ]
+    assert "Answered by" not in page
+    one = renderer.page(page_context(load_settings(env_file=None), models=["a"], default_model="a", **given))
+    assert "<select" not in one
+    assert "Answered by" in one
+
+
+@pytest.mark.parametrize("shows_model", [True, False])
+def test_the_last_line_tells_the_model_where_there_are_several(renderer: PageRenderer, *, shows_model: bool) -> None:
+    answer = Answer("req-1", "chat", "x", "stop", Usage(30, 24, 3), None, Timings(), variant="a <b>")
+    html = AnswerEvents(renderer, "token", shows_model=shows_model).render(DoneEvent(answer)).decode()
+    assert ("answered by a &lt;b&gt;" in html) is shows_model
 
 
 def test_samples_are_small_and_have_posters() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from tru_vlm.types import (
 )
 
 FORM_FIELDS = frozenset(
-    {"video", "video_url", "prompt", "fps", "max_frames", "nframes", "video_start", "video_end"}
+    {"video", "video_url", "prompt", "model", "fps", "max_frames", "nframes", "video_start", "video_end"}
     | {"max_tokens", "temperature", "seed", "fit"}
 )
 """Fields of the page's form; each has a place for its error beside it (``#error-<name>``)."""
@@ -96,6 +96,7 @@ class PageContext:
     """Everything that ``page.html`` is given, as ``page``."""
 
     models: tuple[str, ...]
+    aliases: Mapping[str, Sequence[str]]
     default_model: str
     is_demo: bool
     samples: tuple[Sample, ...]
@@ -116,19 +117,27 @@ class FrameImage:
 
 
 def page_context(
-    settings: Settings, *, models: Sequence[str], default_model: str, is_demo: bool, samples: Sequence[Sample]
+    settings: Settings,
+    *,
+    models: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
+    default_model: str,
+    is_demo: bool,
+    samples: Sequence[Sample],
 ) -> PageContext:
     """The page's context for this server.
 
     Args:
         settings: the server's configuration.
         models: the models and aliases that can be asked for.
+        aliases: of each, the models that it stands for.
         default_model: the one that answers where none is chosen.
         is_demo: whether there is none but the bundled demo model.
         samples: clips to try.
     """
     return PageContext(
         models=tuple(models),
+        aliases=aliases,
         default_model=default_model,
         is_demo=is_demo,
         samples=tuple(samples),
@@ -200,11 +209,18 @@ class PageRenderer:
 
 
 class AnswerEvents:
-    """The events of one answer as server-sent events with HTML."""
+    """The events of one answer as server-sent events with HTML.
 
-    def __init__(self, renderer: PageRenderer, token: str) -> None:
+    Args:
+        renderer: the templates.
+        token: claims the answer.
+        shows_model: whether its last line tells which model answered.
+    """
+
+    def __init__(self, renderer: PageRenderer, token: str, *, shows_model: bool = False) -> None:
         self._renderer = renderer
         self._token = token
+        self._shows_model = shows_model
         self._times = TimeFinder()
 
     def render(self, event: RequestEvent) -> bytes:
@@ -218,7 +234,7 @@ class AnswerEvents:
             case DeltaEvent():
                 return delta_event(self._times.feed(event.text))
             case DoneEvent():
-                return self._rest() + self._renderer.event("done", answer=event.answer)
+                return self._rest() + self._renderer.event("done", answer=event.answer, shows_model=self._shows_model)
             case ErrorEvent():
                 return self._rest() + self.error(event.error)
 

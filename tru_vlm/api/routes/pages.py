@@ -96,6 +96,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
         page_context(
             context.settings,
             models=service.models.names,
+            aliases={alias: tuple(weights) for alias, weights in service.models.aliases.items()},
             default_model=service.models.default,
             is_demo=all(model.profile.is_demo for model in service.models),
             samples=samples,
@@ -130,7 +131,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
     @router.get("/ui/answers/{token}/events", include_in_schema=False)
     async def events(token: str) -> Response:
         """The answer as it comes; leaving cancels it."""
-        rendering = AnswerEvents(renderer, token)
+        rendering = AnswerEvents(renderer, token, shows_model=len(service.models.names) > 1)
         answer = unclaimed.claim(token)
         if answer is None:
             gone = NotFoundError("This answer is no longer running. What had arrived is kept; ask again for the rest.")
