@@ -65,7 +65,11 @@ class GenerationParams:
         top_k: keep the k likeliest tokens; 0 keeps all.
         seed: makes sampling reproducible; None draws one.
         stop: strings that end the answer; not part of it.
-        repetition_penalty: > 1 discourages tokens that were already said (Keskar et al., 2019, CTRL, section 4.1).
+        min_p: keep tokens that are at least this part as likely as the likeliest; 0 keeps all.
+        repetition_penalty: > 1 discourages tokens of prompt and answer (Keskar et al., 2019, CTRL, section 4.1).
+        presence_penalty: taken from the logit of each token that the answer has; OpenAI's definition.
+        frequency_penalty: taken from it once for each time that the answer has it; OpenAI's definition.
+        logit_bias: (token id, what is added to its logit), each id once.
         ignore_eos: go on past the end-of-turn token (for benchmarks: a fixed output length).
         json_schema: a JSON schema, as JSON text, that the answer satisfies unless ``max_tokens`` or a stop string cuts
             it off; None leaves the answer free.  Excludes ``ignore_eos``.
@@ -77,7 +81,11 @@ class GenerationParams:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     json_schema: str | None = None
 

@@ -20,7 +20,7 @@ ROUTES = {
     ("/v1/plan", JSON),
     ("/v1/plan", FORM),
 }
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -59,7 +59,7 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
                 if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
                     found.add((path, content_type))
-    assert found == ROUTES | {(CHAT, JSON)}, "a route that takes an address belongs into this table"
+    assert found == ROUTES | {(CHAT, JSON), (RESPONSES, JSON)}, "a route that takes an address belongs into this table"
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -81,6 +81,17 @@ def test_a_forbidden_address_in_a_conversation_is_refused(server: Server, kind: 
     assert response.status_code == 400, response.text
     error = error_of(response)
     assert (error["code"], error["param"]) == ("url_not_allowed", f"messages.0.content.1.{kind}.url")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+@pytest.mark.parametrize(("kind", "name"), [("input_video", "video_url"), ("input_image", "image_url")])
+def test_a_forbidden_address_in_a_response_s_input_is_refused(server: Server, kind: str, name: str, url: str) -> None:
+    body = {"input": [{"role": "user", "content": [{"type": kind, name: url}]}]}
+    response = requests.post(server.base + RESPONSES, json=body, timeout=TIMEOUT)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", f"input.0.content.0.{name}")
     assert "secret" not in error["message"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_socket, openapi_videos
+from tru_vlm.api import openapi_chat, openapi_responses, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
@@ -21,7 +21,19 @@ from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
 from tru_vlm.api.readings import Readings
-from tru_vlm.api.routes import chat, docs, health, inference, metrics, pages, plan, video_media, videos, websocket
+from tru_vlm.api.routes import (
+    chat,
+    docs,
+    health,
+    inference,
+    metrics,
+    pages,
+    plan,
+    responses,
+    video_media,
+    videos,
+    websocket,
+)
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
@@ -120,6 +132,7 @@ def build_server(
 
 def _mount(app: FastAPI, context: AppContext) -> None:
     app.add_middleware(LingeringClose)
+    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
     app.include_router(docs.build_router())
@@ -129,10 +142,9 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
     app.include_router(chat.build_router(context.service))
+    app.include_router(responses.build_router(context.service))
     app.include_router(health.build_router(context.service))
     app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(
-        app, [body for module in (openapi_chat, openapi_videos, openapi_socket) for body in module.COMPONENT_BODIES]
-    )
-    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
+    bodies = (openapi_chat, openapi_responses, openapi_videos, openapi_socket)
+    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

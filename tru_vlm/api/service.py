@@ -19,6 +19,7 @@ from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
 from tru_vlm.api.planning import PlanAnswer, Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.workers import StepMetrics, WorkerPool
 from tru_vlm.errors import TruError
@@ -274,6 +275,10 @@ class InferenceService:
             InvalidRequestError: naming the field at fault.
         """
         return parse_chat(body, self.settings)
+
+    def parse_responses(self, body: bytes) -> ResponsesRequest:
+        """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
+        return parse_responses(body, self.settings)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
