@@ -11,7 +11,10 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
     │   ├── FetchError                400  the URL cannot be fetched, or must not be
-    │   └── RangeError                416  the asked-for bytes lie behind the end of the file
+    │   ├── RangeError                416  the asked-for bytes lie behind the end of the file
+    │   ├── ConflictError             409  what is there is not what the client believes
+    │   ├── PreconditionError         412  a protocol's version that is not spoken here
+    │   └── ChecksumError             460  the bytes are not those that the client sent
     ├── ForbiddenError                403  permission_error        who asks may not
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
@@ -124,6 +127,27 @@ class RangeError(InvalidRequestError):
 
     default_code = "range_not_satisfiable"
     status = 416
+
+
+class ConflictError(InvalidRequestError):
+    """What is there is not what the client believes; it has to look first."""
+
+    default_code = "conflict"
+    status = 409
+
+
+class PreconditionError(InvalidRequestError):
+    """The client speaks a version of a protocol that is not spoken here."""
+
+    default_code = "unsupported_version"
+    status = 412
+
+
+class ChecksumError(InvalidRequestError):
+    """The bytes are not those that the client sent (460 is tus's own status)."""
+
+    default_code = "checksum_mismatch"
+    status = 460
 
 
 class ForbiddenError(TruError):

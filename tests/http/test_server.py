@@ -27,6 +27,8 @@ ROUTES = {
     "/v1/videos/{video_id}/thumbnail": {"get"},
     "/v1/videos/{video_id}/frames": {"get"},
     "/v1/videos/{video_id}/frames/{index}.{image_format}": {"get"},
+    "/v1/uploads": {"post"},
+    "/v1/uploads/{upload_id}": {"get", "head", "patch", "delete"},
     "/v1/chat/completions": {"post"},
     "/v1/responses": {"post"},
     "/v1/models": {"get"},

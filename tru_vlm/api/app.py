@@ -30,6 +30,7 @@ from tru_vlm.api.routes import (
     pages,
     plan,
     responses,
+    uploads,
     video_media,
     videos,
     websocket,
@@ -141,6 +142,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(plan.build_router(context.service))
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
+    app.include_router(uploads.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(responses.build_router(context.service))
     app.include_router(health.build_router(context.service))

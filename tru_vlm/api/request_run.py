@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.models import Model, Models
-from tru_vlm.api.planning import MediaPlan, RequestPlan, TokenCounts
+from tru_vlm.api.planning import MediaPlan, RequestPlan
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
 from tru_vlm.api.workers import QueuePosition
@@ -26,6 +26,7 @@ from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEven
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.plans import TokenCounts
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (

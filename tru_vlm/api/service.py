@@ -14,10 +14,10 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
+from tru_vlm.api.library_service import LibraryService, borrow_from, build_stores
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
-from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.planning import Planner
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
@@ -28,6 +28,7 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry import catalogue
@@ -163,14 +164,13 @@ class InferenceService:
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
             cache=self.url_cache,
         )
-        database, library = build_library(settings, self.spool)
-        borrow = borrow_from(library)
+        stores = build_stores(settings, self.spool)
+        borrow = borrow_from(stores.videos)
         self._source = VideoSource(fetcher, self.spool, borrow, max_bytes=settings.max_upload_bytes)
         self.models = Models([self._model(host) for host in hosted], aliases or {}, default or hosted[0].name)
         self.library = LibraryService(
             settings,
-            database=database,
-            store=library,
+            stores=stores,
             spool=self.spool,
             source=self._source,
             videos=self.videos,

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Self
 
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.types import FramesRef, VideoInfo, VideoParams
 from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
 from tru_vlm.video.failures import DecodeFailure, client_error, too_long
@@ -30,7 +31,6 @@ from tru_vlm.video.media import (
     ReaderName,
     SampledInfo,
     SamplingBounds,
-    SamplingPlan,
     VideoAllowance,
     num_visual_tokens,
 )
