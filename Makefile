@@ -70,7 +70,7 @@ $(LOWEST)/.made: pyproject.toml constraints.txt
 	$(PUBLISHED) $(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  --no-header --no-annotate --output-file $(LOWEST)/requirements.txt pyproject.toml
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt \
+	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt \
 	  $$(grep -E '^(pytest|pytest-xdist|hypothesis|requests|openai)==' constraints.txt)
 	touch $@
 

@@ -204,12 +204,30 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """A time in the video that the answer's text names.
+
+    Attributes:
+        start_seconds: from the start of the file.
+        end_seconds: the same, of a span; None for a single time.
+        text: the time or span, as the answer has it.
+        sentence: what the answer says of it: the sentence around it.
+    """
+
+    start_seconds: float
+    end_seconds: float | None
+    text: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The whole answer to one request.
 
     ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
     aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
-    where it has none, or was aborted before the frames were there.
+    where it has none, or was aborted before the frames were there.  ``moments`` are the times in it that the text
+    names, in the text's order.
     """
 
     id: str
@@ -219,6 +237,7 @@ class Answer:
     usage: Usage
     video: VideoInfo | None
     timings: Timings
+    moments: tuple[Moment, ...] = ()
     variant: str | None = None
 
 

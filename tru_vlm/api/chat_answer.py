@@ -108,6 +108,7 @@ def extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
         "variant": answer.variant,
         "video": [dataclasses.asdict(video) for video in videos],
         "timings": dataclasses.asdict(answer.timings),
+        "moments": [dataclasses.asdict(moment) for moment in answer.moments],
     }
 
 

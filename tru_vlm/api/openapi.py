@@ -64,6 +64,14 @@ ANSWER_EXAMPLE = {
         "time_to_first_token": 0.2,
         "total": 0.4,
     },
+    "moments": [
+        {
+            "start_seconds": 4.2,
+            "end_seconds": None,
+            "text": "<4.2 seconds>",
+            "sentence": "Then, at <4.2 seconds>, a blue square blinks.",
+        }
+    ],
     "variant": "demo",
 }
 _PLAN_SAMPLING_EXAMPLE = {

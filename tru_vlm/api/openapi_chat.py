@@ -46,6 +46,7 @@ _COMPLETION_EXAMPLE = {
         "variant": "demo",
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "moments": [],
     },
 }
 _CHUNK = '{"id": "chatcmpl-0f9d2c", "object": "chat.completion.chunk", "created": 1790000000, "model": "demo", '
@@ -82,6 +83,7 @@ EXTENSION_SCHEMA = object_of(
     variant=_STRING,
     video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
     timings={"$ref": "#/components/schemas/Timings"},
+    moments={"type": "array", "items": {"$ref": "#/components/schemas/Moment"}},
 )
 _COMPLETION_SCHEMA = object_of(
     id=_STRING,

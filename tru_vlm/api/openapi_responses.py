@@ -51,6 +51,7 @@ _RESPONSE_EXAMPLE = {
         "variant": "demo",
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "moments": [],
     },
 }
 _STREAM_EXAMPLE = (

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.models import Model, Models
+from tru_vlm.api.moments import find_moments
 from tru_vlm.api.planning import MediaPlan, RequestPlan
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
@@ -322,14 +323,16 @@ class RequestRun:
         raise InternalError
 
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
+        text = "".join(self._text)
         return Answer(
             id=self.id,
             model=self.model_name,
-            text="".join(self._text),
+            text=text,
             finish_reason=reason,
             usage=usage,
             video=self._video,
             timings=self._clock.finish(timings),
+            moments=find_moments(text, self._video),
             variant=self.variant,
         )
 

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from tru_vlm import __version__
-from tru_vlm.api.routes.time_links import TextPiece, TimeFinder
+from tru_vlm.api.moments import TextPiece, TimeFinder
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
 from tru_vlm.types import (
