@@ -1,7 +1,7 @@
 """Every setting: name, default, unit, bounds and a sentence.  The only reader of the environment.
 
-Settings are built once, in ``server.py``, and passed inwards as arguments.  ``env.template`` and the configuration
-page are generated from this file (``python -m tru_vlm.settings``); a test fails when they drift.
+Settings are built once, in ``server.py``, and passed inwards as arguments.  ``env.template`` is generated
+from this file (``python -m tru_vlm.settings``), and so is the configuration page; tests fail when they drift.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ipaddress
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -426,9 +427,15 @@ def _show(value: object) -> str:
 def env_template() -> str:
     """The text of ``env.template``: every setting with its sentence and default, commented out."""
     lines = ["# Settings of TRU V2. Copy to .env and change what you need; every line shows the default.", ""]
-    for name, field in Settings.model_fields.items():
-        lines += [f"# {field.description}{_bounds(field)}", f"# {name.upper()}={_show(field.default)}".rstrip(), ""]
+    for name, text, default in setting_lines():
+        lines += [f"# {text}", f"# {name}={default}".rstrip(), ""]
     return "\n".join(lines)
+
+
+def setting_lines() -> Iterator[tuple[str, str, str]]:
+    """Every setting: variable, sentence with what is accepted, and default."""
+    for name, field in Settings.model_fields.items():
+        yield name.upper(), f"{field.description}{_bounds(field)}", _show(field.default)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -70,7 +70,7 @@ async def respond(
     stream = await service.open(parsed, principal_of(request))
     shape = shape_of(stream.id)
     if not parsed.stream:
-        return _plain(await collect(stream, request), stream.id, shape)
+        return _plain(await collect(stream, request), stream.request_id, shape)
     try:
         first = await unless_client_leaves(partial(peek_until_certain, stream), request)
     except BaseException:
@@ -81,7 +81,7 @@ async def respond(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if first and isinstance(first[-1], ErrorEvent):
         await stream.aclose()
-        return error_response(first[-1].error, stream.id)
+        return error_response(first[-1].error, stream.request_id)
     return EventStreamResponse(stream, first, shape.encode)
 
 

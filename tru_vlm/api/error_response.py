@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import uuid
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.security.headers import BASE_HEADERS
 from tru_vlm.errors import ErrorInfo, InternalError, TruError
+from tru_vlm.telemetry.exchange import current_exchange, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def error_body(info: ErrorInfo, request_id: str) -> dict[str, Any]:
 
 def error_response(info: ErrorInfo, request_id: str) -> Response:
     """An error as an HTTP answer with its status and, where it helps, ``Retry-After``."""
+    note_error(info)
     headers = {"X-Request-Id": request_id}
     if info.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, math.ceil(info.retry_after_seconds)))
@@ -80,5 +81,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def new_request_id() -> str:
-    """An id for a request that never got as far as being opened."""
-    return f"req-{uuid.uuid4().hex}"
+    """The id of a request that never got as far as being opened."""
+    exchange = current_exchange()
+    return exchange.request_id if exchange and not exchange.is_connection else new_id()
+
+
+def note_error(info: ErrorInfo) -> None:
+    """Let the exchange know what its client is told, for metrics and the log."""
+    if exchange := current_exchange():
+        exchange.error = info

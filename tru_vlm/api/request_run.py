@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
@@ -31,6 +30,8 @@ from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.plans import TokenCounts
 from tru_vlm.principal import Principal
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (
     Answer,
     DeltaEvent,
@@ -64,36 +65,40 @@ class _Failed(Exception):  # noqa: N818 - carries an answer, not a fault
 
 
 class _Clock:
-    """Seconds by stage, counted from receipt of the request."""
+    """Seconds by stage, counted from receipt of the request.
+
+    Attributes:
+        stages: those before the engine, by the names of :class:`Timings`, and "probe".
+    """
 
     def __init__(self) -> None:
         self._received = time.monotonic()
-        self._stages: dict[str, float] = {}
+        self.stages: dict[str, float] = {}
         self._first_token: float | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to the field ``name`` of :class:`Timings`."""
+        """Add the time of a block to the stage ``name``."""
         begin = time.monotonic()
         try:
             yield
         finally:
-            self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - begin
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - begin
 
-    def first_token(self) -> bool:
-        """A token was generated; True at the first call, the only one that counts."""
-        is_first = self._first_token is None
-        if is_first:
-            self._first_token = time.monotonic()
-        return is_first
+    def first_token(self) -> float | None:
+        """A token was generated; at the first call, the only one that counts, the seconds until then."""
+        if self._first_token is not None:
+            return None
+        self._first_token = time.monotonic()
+        return self._first_token - self._received
 
     def finish(self, inside: EngineTimings) -> Timings:
         """The timings of the whole request; what the engine measured inside is added."""
         now = time.monotonic()
         return Timings(
-            queue=self._stages.get("queue", 0.0) + inside.queue,
-            fetch=self._stages.get("fetch", 0.0),
-            video_decode=self._stages.get("video_decode", 0.0),
+            queue=self.stages.get("queue", 0.0) + inside.queue,
+            fetch=self.stages.get("fetch", 0.0),
+            video_decode=self.stages.get("video_decode", 0.0),
             preprocess=inside.preprocess,
             prefill=inside.prefill,
             time_to_first_token=(self._first_token or now) - self._received,
@@ -106,6 +111,7 @@ class RequestRun:
 
     Attributes:
         id: unique on this server.
+        request_id: what the client calls the exchange that it came with, or our name for it; in every line of the log.
         model_name: the model or alias that was asked for.
         events: what a client is told, in order.
         accepted: set once every check that needs no decoding has passed.
@@ -123,11 +129,14 @@ class RequestRun:
         spool: Spool,
         schemas: SchemaCheck,
         rates: RateCounter,
+        metrics: Metrics,
     ) -> None:
-        self.id = f"req-{uuid.uuid4().hex}"
+        self.model_name = models.name_of(request.model)
+        self._record = QuestionRecord(metrics, self.model_name)
+        self.id = self._record.id
+        self.request_id = self._record.request_id
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         self.accepted = asyncio.Event()
-        self.model_name = models.name_of(request.model)
         self._request = request
         self._models = models
         self._timeout_seconds = timeout_seconds
@@ -137,6 +146,7 @@ class RequestRun:
         self._schemas = schemas
         self._principal = principal
         self._rates = rates
+        self._at: Stage = "queued"
         self._clock = _Clock()
         self._model: Model | None = None
         self._video: VideoInfo | None = None
@@ -150,10 +160,14 @@ class RequestRun:
 
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
+        self._record.opened()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                self._emit(DoneEvent(await self._answer()))
+                answer = await self._answer()
+                self._record.answered(answer, self._clock.stages)
+                self._emit(DoneEvent(answer))
         except asyncio.CancelledError:
+            self._record.aborted(self._at)
             self._emit(DoneEvent(self._finish("abort", self._usage, _NO_TIMINGS)))
             raise
         except TimeoutError:
@@ -163,7 +177,7 @@ class RequestRun:
         except _Failed as error:
             self._fail(error.info)
         except Exception:
-            logger.exception("request %s failed", self.id)
+            logger.exception("request %s failed", self.request_id)
             self._fail(InternalError().info())
 
     async def _answer(self) -> Answer:
@@ -202,6 +216,7 @@ class RequestRun:
             OverloadedError: if too many wait for it.
         """
         self._model = model
+        self._record.chosen(model.name)
         model.places.take()
         held.callback(model.places.give_back)
 
@@ -240,7 +255,8 @@ class RequestRun:
         async def inspect(item: tuple[SpooledFile, MediaRequest]) -> MediaProbe:
             return await self._videos.inspect(item[0], item[1].param, self._principal.cache_salt)
 
-        probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
+        with self._clock.stage("probe"):
+            probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
         plan = await model.planner.plan(probes, self._request)
         self._check_fits(model, plan.tokens)
         param = self._request.media[0].param if self._request.media else None
@@ -288,6 +304,7 @@ class RequestRun:
             video = dataclasses.replace(lease.info, frames_url=url)
             self._video = self._video or video
             self._emit(VideoEvent(self.id, video))
+        self._record.sampled([lease.info for lease in leases])
         refs = tuple(lease.ref for lease in leases)
         request = WorkerRequest(self.id, self._request.messages, refs, generation, self._principal.cache_salt)
         queued = contextlib.ExitStack()
@@ -301,7 +318,8 @@ class RequestRun:
                     case QueuePosition(ahead):
                         self._stage("waiting", queue_position=ahead)
                     case TokenEvent():
-                        if self._clock.first_token():
+                        if (seconds := self._clock.first_token()) is not None:
+                            self._record.first_token(seconds)
                             self._stage("generating")
                         generated = self._usage.completion_tokens + event.num_tokens
                         self._usage = dataclasses.replace(self._usage, completion_tokens=generated)
@@ -329,10 +347,12 @@ class RequestRun:
         )
 
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:
+        self._at = stage
         self._emit(StatusEvent(self.id, stage, queue_position))
 
     def _fail(self, info: ErrorInfo) -> None:
-        self._emit(ErrorEvent(self.id, info))
+        self._record.failed(info)
+        self._emit(ErrorEvent(self.request_id, info))
 
     def _emit(self, event: RequestEvent) -> None:
         self.events.put_nowait(event)

@@ -23,7 +23,7 @@ from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.workers import WorkerPool
+from tru_vlm.api.workers import StepMetrics, WorkerPool
 from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
@@ -34,6 +34,10 @@ from tru_vlm.plans import PlanAnswer
 from tru_vlm.principal import Principal
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.catalogue import model_labels
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.question import begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
 
@@ -78,6 +82,7 @@ class RequestStream:
 
     def __init__(self, run: RequestRun, on_end: Callable[[], None]) -> None:
         self.id = run.id
+        self.request_id = run.request_id
         self._run = run
         self._ended = False
         self._task = asyncio.create_task(run.execute(), name=f"request {run.id}")
@@ -124,6 +129,7 @@ class InferenceService:
         hosted: the models, in order.
         aliases: names that stand for one of several models; of each, the models' weights.
         default: the model or alias of requests that name none; by default the first model.
+        metrics: where its work is counted; by default nobody looks.
     """
 
     def __init__(
@@ -133,8 +139,10 @@ class InferenceService:
         *,
         aliases: Mapping[str, Mapping[str, float]] | None = None,
         default: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
+        self._metrics = metrics or Metrics()
         self.spool = Spool(
             settings.storage_dir / "spool",
             max_bytes=settings.max_spool_bytes,
@@ -153,12 +161,13 @@ class InferenceService:
             max_video_seconds=settings.max_video_seconds,
             max_source_pixels=settings.max_source_pixels,
         )
+        self.url_cache = UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes)
         fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=settings.max_upload_bytes, total_seconds=settings.fetch_timeout_seconds),
             allow_private=settings.allow_private_urls,
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
-            cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
+            cache=self.url_cache,
         )
         stores = build_stores(settings, self.spool)
         borrow = borrow_from(stores.videos)
@@ -179,7 +188,13 @@ class InferenceService:
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
 
     def _model(self, host: HostedModel) -> Model:
-        workers = WorkerPool(host.socket_directory, host.num_workers, host.settings.max_batch_size)
+        labels = model_labels(host.name)
+        begin_counters(self._metrics, labels)
+        steps = StepMetrics(
+            inter_token=self._metrics.series(catalogue.ITL, **labels),
+            batch_size=self._metrics.series(catalogue.BATCH_SIZE, **labels),
+        )
+        workers = WorkerPool(host.socket_directory, host.num_workers, host.settings.max_batch_size, steps)
         return Model(
             name=host.name,
             settings=host.settings,
@@ -299,6 +314,7 @@ class InferenceService:
                 spool=self.spool,
                 schemas=self._schemas,
                 rates=self.rates,
+                metrics=self._metrics,
             )
             self.rates.check_room(principal)
             self._questions.take()

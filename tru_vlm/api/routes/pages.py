@@ -18,6 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
+from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
 from tru_vlm.api.security.headers import PAGE_POLICY
@@ -176,6 +177,7 @@ def _encode(rendering: AnswerEvents, event: RequestEvent) -> bytes:
 
 def _error(renderer: PageRenderer, error: ErrorInfo) -> Response:
     """An error partial with its status, aimed at the field at fault (else at the foot of the form)."""
+    note_error(error)
     name = form_field(error)
     headers = {**_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
     if error.retry_after_seconds is not None:
