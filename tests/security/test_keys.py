@@ -29,7 +29,7 @@ def test_every_described_route_but_health_asks_for_a_key(keyed) -> None:
         response = requests.request(method, keyed.base + path, timeout=TIMEOUT, allow_redirects=False)
         assert response.status_code == 401, (method, path)
         assert response.headers["WWW-Authenticate"].startswith("Bearer")
-        assert error_of(response)["code"] == "missing_api_key"
+        assert method == "head" or error_of(response)["code"] == "missing_api_key"
 
 
 def test_the_open_paths_are_these() -> None:

@@ -16,6 +16,7 @@ from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
+from redis.asyncio import ConnectionPool
 
 from tru_vlm.errors import InvalidRequestError, OverloadedError
 from tru_vlm.principal import Principal
@@ -59,6 +60,7 @@ class RateCounter:
         self._redis_url = redis_url
         self._open: Counter[str] = Counter()
         self._own: _Limiter | None = None
+        self._connections: ConnectionPool | None = None
         self._shared: _Limiter | None = None
         self._shared_again = 0.0
 
@@ -71,17 +73,25 @@ class RateCounter:
         self._own = _Limiter(MemoryStorage())
         if not self._redis_url:
             return
+        self._connections = ConnectionPool.from_url(
+            self._redis_url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
+        )
         storage = RedisStorage(
             f"async+{self._redis_url}",
             wrap_exceptions=True,
             implementation="redispy",
             key_prefix="tru-vlm",
-            socket_timeout=_REDIS_SECONDS,
-            socket_connect_timeout=_REDIS_SECONDS,
+            connection_pool=self._connections,  # type: ignore[arg-type]  # its options are passed on as they are
         )
         if not await storage.check():
+            await self.close()
             raise ConnectionError("REDIS_URL: no Redis answers there, or it refuses the user and password.")
         self._shared = _Limiter(storage)
+
+    async def close(self) -> None:
+        """Disconnect from Redis."""
+        if self._connections is not None:
+            await self._connections.aclose()
 
     async def count_request(self, principal: Principal) -> Allowance | None:
         """Count one request; returns what is left, None where there is no limit.

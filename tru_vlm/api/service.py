@@ -225,6 +225,7 @@ class InferenceService:
         await self.videos.close()
         await self.library.close()
         await self.spool.close()
+        await self.rates.close()
 
     async def receive_form(
         self, chunks: AsyncIterator[bytes], content_type: str, principal: Principal, *, is_plan: bool = False
