@@ -100,7 +100,8 @@ def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[s
     stopping.join(STOP_SECONDS)
     assert (seen[-1][0], seen[-1][1]["finish_reason"]) == ("done", "length")
     assert statuses == [0]
-    assert not [process for process in family if process.is_running()]
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    assert not alive, alive
     # Nobody had to be killed: neither the worker by the server, nor vLLM's processes by their guardian.
     log = vllm_server.log.read_text()
     assert "did not end within" not in log

@@ -36,8 +36,12 @@ _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirec
 _MONITOR_SECONDS = 0.5
 _START_SECONDS = 0.05
 _ORPHAN_CHECK_SECONDS = 1.0
-_FAREWELL_SECONDS = 10
-_WORKER_SECONDS = 20.0
+
+FAREWELL_SECONDS = 10
+"""How long after the drain those may be told whose answers are cut short."""
+
+WORKER_SECONDS = 30.0
+"""How long workers may take to end. vLLM's processes need 7 to 20 s for it where others use the cores too."""
 
 
 def end_processes(processes: Sequence[BaseProcess], seconds: float) -> None:
@@ -201,7 +205,7 @@ class WorkerServer(litserve.LitServer):
         servers = super()._start_server(*args, **kwargs)
         # LitServe has one number for both: how long uvicorn drains, and when its process is killed.  It must have time
         # after the drain to tell those whose answers are cut short.
-        self.uvicorn_graceful_timeout += _FAREWELL_SECONDS
+        self.uvicorn_graceful_timeout += FAREWELL_SECONDS
         self._on_started()
         return servers
 
@@ -209,7 +213,7 @@ class WorkerServer(litserve.LitServer):
         # LitServe's own ends the workers one after the other and gives each 5 s, in which vLLM does not end.
         self._transport.close(send_sentinel=shutdown_reason != "keyboard_interrupt")
         end_processes(list(uvicorn_workers.values()), self.uvicorn_graceful_timeout)
-        end_processes(self.inference_workers, _WORKER_SECONDS)
+        end_processes(self.inference_workers, WORKER_SECONDS)
         manager.shutdown()
 
     @contextlib.contextmanager
@@ -230,7 +234,7 @@ class WorkerServer(litserve.LitServer):
                 signal.signal(name, handler)
 
     def _stop_processes(self) -> None:
-        end_processes(self.inference_workers, _WORKER_SECONDS)
+        end_processes(self.inference_workers, WORKER_SECONDS)
         if self.transport_config.manager is not None:
             self.transport_config.manager.shutdown()
 
