@@ -36,6 +36,7 @@ ROUTES = {
     "/v1/frames/{content_key}/{index}.jpg": {"get"},
     "/v1/health": {"get"},
     "/v1/health/detailed": {"get"},
+    "/metrics": {"get"},
 }
 
 

@@ -13,17 +13,21 @@ from fastapi import FastAPI
 
 from tru_vlm.api import openapi_chat, openapi_responses, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
-from tru_vlm.api.lingering import LingeringClose
+from tru_vlm.api.keys import Keyring
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
+from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
+from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import (
     chat,
     docs,
     health,
     inference,
+    login,
+    metrics,
     pages,
     plan,
     responses,
@@ -32,13 +36,16 @@ from tru_vlm.api.routes import (
     videos,
     websocket,
 )
+from tru_vlm.api.routes.page_html import PageRenderer
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
+from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
-from tru_vlm.paths import STATIC_DIR
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.video.decode_pool import PoolStartError
 
 
@@ -48,6 +55,8 @@ class AppContext:
 
     settings: Settings
     service: InferenceService
+    keyring: Keyring
+    metrics: Metrics
 
 
 class VideoServer(WorkerServer):
@@ -74,13 +83,17 @@ class VideoServer(WorkerServer):
         try:
             await self.context.service.start()
         except Exception as error:
-            is_told = isinstance(error, PoolStartError | DatabaseError)
+            is_told = isinstance(error, PoolStartError | DatabaseError | ConnectionError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
             raise
 
 
 def build_server(
-    settings: Settings, served: ServedModels, profiles: Mapping[str, ModelProfile], socket_directory: Path
+    settings: Settings,
+    served: ServedModels,
+    profiles: Mapping[str, ModelProfile],
+    keyring: Keyring,
+    socket_directory: Path,
 ) -> VideoServer:
     """Compose the server.
 
@@ -88,6 +101,7 @@ def build_server(
         settings: the configuration.
         served: the models.
         profiles: of each model by name, what it accepts.
+        keyring: who may use it.
         socket_directory: an existing private folder for the links between processes.
 
     Raises:
@@ -113,8 +127,10 @@ def build_server(
             HostedModel(model.name, model.settings, profiles[model.name], folders[model.name], num_workers[model.name])
             for model in served.models
         ]
-        service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default)
-        return AppContext(settings, service)
+        counted = Metrics()
+        service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
+        counted.read_from(lambda: Readings(service))
+        return AppContext(settings, service, keyring, counted)
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -125,9 +141,11 @@ def build_server(
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
-    app.add_middleware(LingeringClose)
+    sessions = install_door(app, context.settings, context.keyring, context.service.rates)
+    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
+    app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
     app.include_router(websocket.build_router(context.service))
@@ -138,6 +156,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(chat.build_router(context.service))
     app.include_router(responses.build_router(context.service))
     app.include_router(health.build_router(context.service))
+    app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     bodies = (openapi_chat, openapi_responses, openapi_videos, openapi_socket)
     install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])
