@@ -96,7 +96,7 @@ class SocketDone(_Event):
     usage: SocketUsage
     video: VideoInfo | None
     timings: Timings
-    moments: list[Moment]
+    moments: list[Moment] = Field(description="The times in the video that the text names.")
 
 
 class SocketError(BaseModel):

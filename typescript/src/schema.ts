@@ -2157,7 +2157,10 @@ export interface components {
             usage: components["schemas"]["SocketUsage"];
             video: components["schemas"]["VideoInfo"] | null;
             timings: components["schemas"]["Timings"];
-            /** Moments */
+            /**
+             * Moments
+             * @description The times in the video that the text names.
+             */
             moments: components["schemas"]["Moment"][];
         };
         /**
