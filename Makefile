@@ -8,7 +8,7 @@ PEERS ?= .venv-peers
 LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve soak test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports score clean
+.PHONY: help serve soak test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports docs score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -107,6 +107,9 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev  ## build the site into build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http://127.0.0.1:8000)
 	$(BIN)/python -m demo_model.score --base $${BASE:-http://127.0.0.1:8000}
