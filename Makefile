@@ -109,7 +109,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev  ## build the site into build/site
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 
 score: $(VENV)/.dev  ## score the demo model through a running server (BASE=http://127.0.0.1:8000)
 	$(BIN)/python -m demo_model.score --base $${BASE:-http://127.0.0.1:8000}

@@ -18,7 +18,11 @@ _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 
 
 def on_config(config: Any) -> Any:
-    """List the decisions."""
+    """List the pages that nobody has given a place, and the decisions."""
+    placed = {name for section in config.nav for pages in section.values() for name in pages}
+    more = sorted(path.name for path in DOCS.glob("*.md") if path.name not in placed)
+    if more:
+        config.nav.append({"More": more})
     decisions = sorted(f"adr/{path.name}" for path in (DOCS / "adr").glob("*.md"))
     config.nav.append({"Decisions": decisions})
     return config
