@@ -211,6 +211,9 @@ class Settings(BaseSettings):
         7 * 24 * 3600,
         description="How long a video is kept after its last use, in seconds; 0 keeps it until it is deleted.",
     )
+    max_chats: Annotated[int, Field(ge=0)] = Field(
+        10_000, description="Most chats that are kept; one more gets a 507. They do not expire."
+    )
     upload_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
         24 * 3600, description="How long a resumable upload is kept after its last bytes, in seconds."
     )
