@@ -49,22 +49,31 @@ def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.placement import StartError
+    from tru_vlm.api.security.install import LOOPBACK, http_options, load_keyring
     from tru_vlm.api.socket_protocol import socket_options
 
     try:
+        keyring = load_keyring(settings)
         profiles = _load_profiles(served)
-    except ModelProfileError as error:
+    except ValueError as error:
         return _refuse(str(error), 2)
+    if not keyring and settings.host != LOOPBACK:
+        logger.warning(
+            "HOST=%s and no API_KEYS: everybody who reaches port %d may use this server. "
+            "`python -m tru_vlm.api.keys new NAME` makes a key.",
+            settings.host,
+            settings.port,
+        )
     with _private_folder() as sockets:
         try:
-            server = build_server(settings, served, profiles, sockets)
+            server = build_server(settings, served, profiles, keyring, sockets)
             server.serve(
                 host=settings.host,
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
                 on_started=lambda: _announce_when_ready(settings, served),
-                uvicorn_options=socket_options(settings),
+                uvicorn_options={**http_options(settings), **socket_options(settings)},
             )
         except StartError as error:
             return _refuse(str(error), 1)

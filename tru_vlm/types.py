@@ -17,10 +17,6 @@ Role = Literal["system", "user", "assistant"]
 Stage = Literal["queued", "fetching", "decoding", "waiting", "prefilling", "generating"]
 
 
-PUBLIC = "public"
-"""Who owns what is kept on a server that does not tell its clients apart."""
-
-
 @dataclass(frozen=True, slots=True)
 class KeptVideo:
     """A video or image that the server keeps, as a request names it; whether it exists is not known yet."""
@@ -119,7 +115,8 @@ class FramesRef:
     Attributes:
         path: a ``.npy`` file of uint8, shape (T, 3, H, W), RGB; H and W already fit the model's patches.
         kind: "video" or "image" (an image has T = 1).
-        content_key: hex digest over file content and effective sampling options; equal keys mean equal frames.
+        content_key: hex digest over file content, effective sampling options and whose they are; equal keys mean equal
+            frames.
         num_frames, height, width: T, H and W of the array.
         timestamps_seconds: presentation time of each frame, seconds from the start of the file; empty for images.
         frames_indices: absolute index of each frame in the source; empty for images.
@@ -250,12 +247,14 @@ class WorkerRequest:
         messages: the conversation; media parts point into ``media``.
         media: sampled frames, in the order of their parts.
         generation: how to generate.
+        cache_salt: what the model computed is reused only under the same one; a tenant's.
     """
 
     id: str
     messages: tuple[Message, ...]
     media: tuple[FramesRef, ...]
     generation: GenerationParams = field(default_factory=lambda: GenerationParams(max_tokens=256, temperature=0.0))
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

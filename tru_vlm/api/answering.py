@@ -21,6 +21,7 @@ from tru_vlm.api.event_stream import (
     unless_client_leaves,
 )
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, RequestStream
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, RequestEvent, VideoEvent, VideoInfo
 
@@ -67,9 +68,9 @@ async def respond(
         begin: takes over the opened request, or closes it and raises.
 
     Raises:
-        OverloadedError: if too many requests are open.
+        OverloadedError: if too many requests are open, of this client or of all.
     """
-    opened = await service.open(parsed)
+    opened = await service.open(parsed, principal_of(request))
     stream: RunningRequest = await begin(opened) if begin else opened
     shape = shape_of(stream.id)
     if not parsed.stream:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tru_vlm.api import openapi_chat, openapi_chats, openapi_responses, openapi_socket, openapi_videos
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.error_response import install_error_handlers
-from tru_vlm.api.lingering import LingeringClose
+from tru_vlm.api.keys import Keyring
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
@@ -28,6 +28,7 @@ from tru_vlm.api.routes import (
     docs,
     health,
     inference,
+    login,
     metrics,
     pages,
     plan,
@@ -38,10 +39,12 @@ from tru_vlm.api.routes import (
     videos,
     websocket,
 )
+from tru_vlm.api.routes.page_html import PageRenderer
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
+from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
-from tru_vlm.paths import STATIC_DIR
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
@@ -56,6 +59,7 @@ class AppContext:
     settings: Settings
     service: InferenceService
     chats: Chats
+    keyring: Keyring
     metrics: Metrics
 
 
@@ -85,13 +89,17 @@ class VideoServer(WorkerServer):
             await self.context.service.start()
             await self.context.chats.start()
         except Exception as error:
-            is_told = isinstance(error, PoolStartError | DatabaseError)
+            is_told = isinstance(error, PoolStartError | DatabaseError | ConnectionError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
             raise
 
 
 def build_server(
-    settings: Settings, served: ServedModels, profiles: Mapping[str, ModelProfile], socket_directory: Path
+    settings: Settings,
+    served: ServedModels,
+    profiles: Mapping[str, ModelProfile],
+    keyring: Keyring,
+    socket_directory: Path,
 ) -> VideoServer:
     """Compose the server.
 
@@ -99,6 +107,7 @@ def build_server(
         settings: the configuration.
         served: the models.
         profiles: of each model by name, what it accepts.
+        keyring: who may use it.
         socket_directory: an existing private folder for the links between processes.
 
     Raises:
@@ -127,7 +136,7 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        return AppContext(settings, service, Chats(settings, service.library), counted)
+        return AppContext(settings, service, Chats(settings, service.library), keyring, counted)
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -138,10 +147,11 @@ def build_server(
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
-    app.add_middleware(LingeringClose)
+    sessions = install_door(app, context.settings, context.keyring, context.service.rates)
     app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
+    app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
     app.include_router(websocket.build_router(context.service))

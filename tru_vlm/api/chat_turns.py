@@ -230,5 +230,4 @@ class Chats:
             media=tuple(MediaRequest(KeptVideo(id_), params, param="video_id") for id_ in chat.video_ids),
             # Another of an alias's models would have to read all of it anew.
             routing_key=chat.id,
-            owner=chat.owner,
         )

@@ -22,6 +22,7 @@ from tru_vlm.library import catalog
 from tru_vlm.library.catalog import Video
 from tru_vlm.library.store import VideoLibrary
 from tru_vlm.library.uploads import Upload, UploadStore
+from tru_vlm.principal import cache_salt_of
 from tru_vlm.settings import Settings
 from tru_vlm.types import KeptVideo, VideoParams
 from tru_vlm.video.media import SamplingBounds
@@ -185,7 +186,7 @@ class LibraryService:
         """
 
         async def keep(file: SpooledFile) -> str:
-            probe = await self._videos.inspect(file, "upload")
+            probe = await self._videos.inspect(file, "upload", cache_salt_of(upload.owner))
             video, _ = await self.store.put(
                 file, probe, filename=file.filename, owner=upload.owner, upload_id=upload.id, param="upload"
             )
@@ -244,13 +245,14 @@ class LibraryService:
     async def _sample(self, video_id: str, params: VideoParams, owner: str) -> FramesLease:
         _, file = await self.store.borrow(video_id, owner)
         try:
-            probe = await self._videos.inspect(file, "video_id")
-            return await self._videos.frames(file, probe, params, self._bounds, param="video_id")
+            salt = cache_salt_of(owner)
+            probe = await self._videos.inspect(file, "video_id", salt)
+            return await self._videos.frames(file, probe, params, self._bounds, param="video_id", cache_salt=salt)
         finally:
             await self._spool.remove(file)
 
     async def _keep(self, file: SpooledFile, filename: str | None, *, owner: str, param: str) -> tuple[Video, bool]:
-        probe = await self._videos.inspect(file, param)
+        probe = await self._videos.inspect(file, param, cache_salt_of(owner))
         return await self.store.put(file, probe, filename=filename or file.filename, owner=owner, param=param)
 
     @contextlib.contextmanager

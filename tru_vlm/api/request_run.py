@@ -20,6 +20,7 @@ from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.moments import find_moments
 from tru_vlm.api.planning import MediaPlan, RequestPlan
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
 from tru_vlm.api.workers import QueuePosition
@@ -28,6 +29,7 @@ from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruErr
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.plans import TokenCounts
+from tru_vlm.principal import Principal
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (
@@ -118,6 +120,7 @@ class RequestRun:
     def __init__(
         self,
         request: InferenceRequest,
+        principal: Principal,
         *,
         models: Models,
         timeout_seconds: float,
@@ -125,6 +128,7 @@ class RequestRun:
         source: VideoSource,
         spool: Spool,
         schemas: SchemaCheck,
+        rates: RateCounter,
         metrics: Metrics,
     ) -> None:
         self.model_name = models.name_of(request.model)
@@ -140,6 +144,8 @@ class RequestRun:
         self._source = source
         self._spool = spool
         self._schemas = schemas
+        self._principal = principal
+        self._rates = rates
         self._at: Stage = "queued"
         self._clock = _Clock()
         self._model: Model | None = None
@@ -228,7 +234,7 @@ class RequestRun:
         """The media as files, which ``held`` removes."""
 
         async def fetch(item: MediaRequest) -> SpooledFile:
-            file = await self._source.file(item.source, param=item.param, owner=self._request.owner)
+            file = await self._source.file(item.source, param=item.param, owner=self._principal.tenant)
             held.push_async_callback(self._spool.remove, file)
             return file
 
@@ -247,12 +253,15 @@ class RequestRun:
         """
 
         async def inspect(item: tuple[SpooledFile, MediaRequest]) -> MediaProbe:
-            return await self._videos.inspect(item[0], item[1].param)
+            return await self._videos.inspect(item[0], item[1].param, self._principal.cache_salt)
 
         with self._clock.stage("probe"):
             probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
         plan = await model.planner.plan(probes, self._request)
         self._check_fits(model, plan.tokens)
+        param = self._request.media[0].param if self._request.media else None
+        seconds = sum(map(_seconds_of, probes, self._request.media))
+        await self._rates.count_video(self._principal, seconds, param=param)
         self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
 
@@ -275,6 +284,7 @@ class RequestRun:
                     model.planner.bounds,
                     allowance=planned.allowance,
                     param=media.param,
+                    cache_salt=self._principal.cache_salt,
                 )
             held.callback(lease.release)
             return lease
@@ -296,7 +306,7 @@ class RequestRun:
             self._emit(VideoEvent(self.id, video))
         self._record.sampled([lease.info for lease in leases])
         refs = tuple(lease.ref for lease in leases)
-        request = WorkerRequest(self.id, self._request.messages, refs, generation)
+        request = WorkerRequest(self.id, self._request.messages, refs, generation, self._principal.cache_salt)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(model.workers.run(request)) as events:
@@ -346,6 +356,14 @@ class RequestRun:
 
     def _emit(self, event: RequestEvent) -> None:
         self.events.put_nowait(event)
+
+
+def _seconds_of(probe: MediaProbe, media: MediaRequest) -> float:
+    """How much of a video is looked at; 0 for an image, and where the file does not tell its length."""
+    if probe.duration_seconds is None:
+        return 0.0
+    end = probe.duration_seconds if media.params.video_end is None else media.params.video_end
+    return max(0.0, min(end, probe.duration_seconds) - (media.params.video_start or 0.0))
 
 
 def timed_out(seconds: float) -> RequestTimeoutError:

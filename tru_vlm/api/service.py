@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tru_vlm.api.library_service import LibraryService, borrow_from, build_store
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
 from tru_vlm.api.planning import Planner
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.request_run import RequestRun, timed_out
 from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
@@ -29,6 +31,7 @@ from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 from tru_vlm.plans import PlanAnswer
+from tru_vlm.principal import Principal
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry import catalogue
@@ -37,6 +40,8 @@ from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
+
+logger = logging.getLogger(__name__)
 
 _MAX_FORM_FIELD_BYTES = 1 << 20
 _MAX_FORM_FIELDS = 64
@@ -177,6 +182,7 @@ class InferenceService:
             bounds=self.models.variants_of(self.models.default)[0].planner.bounds,
         )
         self._schemas = SchemaCheck()
+        self.rates = RateCounter(settings.redis_url.get_secret_value())
         capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
@@ -205,6 +211,7 @@ class InferenceService:
 
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
+        await self.rates.start()
         await self.spool.start()
         await self.library.start()
         await self.videos.start()
@@ -218,16 +225,21 @@ class InferenceService:
         await self.videos.close()
         await self.library.close()
         await self.spool.close()
+        await self.rates.close()
 
     async def receive_form(
-        self, chunks: AsyncIterator[bytes], content_type: str, *, is_plan: bool = False
+        self, chunks: AsyncIterator[bytes], content_type: str, principal: Principal, *, is_plan: bool = False
     ) -> ParsedForm:
-        """Read a multipart body, its file straight to disk.
+        """Read a multipart body of ``principal``, its file straight to disk.
 
         Raises:
             TruError: if the body is malformed or too large, or the server is full; nothing is left on disk.
         """
-        (self._plans if is_plan else self._questions).check()
+        if is_plan:
+            self._plans.check()
+        else:
+            self.rates.check_room(principal)
+            self._questions.check()
         form = await receive_multipart(
             chunks,
             content_type,
@@ -285,31 +297,41 @@ class InferenceService:
         for file in files:
             await self.spool.remove(file)
 
-    async def open(self, request: InferenceRequest) -> RequestStream:
-        """Start work on a request.
+    async def open(self, request: InferenceRequest, principal: Principal) -> RequestStream:
+        """Start work on a request of ``principal``.
 
         Raises:
             NotFoundError: there is no such model; its files are removed.
-            OverloadedError: if too many are open; its files are removed.
+            OverloadedError: if too many are open, of all or of this one; its files are removed.
         """
         try:
             run = RequestRun(
                 request,
+                principal,
                 models=self.models,
                 timeout_seconds=self.settings.request_timeout_seconds,
                 videos=self.videos,
                 source=self._source,
                 spool=self.spool,
                 schemas=self._schemas,
+                rates=self.rates,
                 metrics=self._metrics,
             )
+            self.rates.check_room(principal)
             self._questions.take()
         except TruError:
             await self.discard(*request.files)
             raise
-        return RequestStream(run, on_end=self._questions.give_back)
+        self.rates.enter(principal)
 
-    async def plan(self, request: InferenceRequest) -> PlanAnswer:
+        def on_end() -> None:
+            self._questions.give_back()
+            self.rates.leave(principal)
+
+        logger.info("request %s is %s's", run.id, principal.name)
+        return RequestStream(run, on_end)
+
+    async def plan(self, request: InferenceRequest, principal: Principal) -> PlanAnswer:
         """What a request with one video or image would take, without running it; its file is removed.
 
         Raises:
@@ -323,11 +345,11 @@ class InferenceService:
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(item.source, param=item.param, owner=request.owner)
+                    file = await self._source.file(item.source, param=item.param, owner=principal.tenant)
                     held.push_async_callback(self.spool.remove, file)
                     model = self.models.at_once(name, request.routing_key)
                     model = model or self.models.by_content(name, request, [file])
-                    probe = await self.videos.inspect(file, item.param)
+                    probe = await self.videos.inspect(file, item.param, principal.cache_salt)
                     return await model.planner.answer(
                         probe, request, size_bytes=file.size_bytes, model=name, variant=model.name
                     )

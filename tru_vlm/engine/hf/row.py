@@ -146,7 +146,9 @@ def prepare_row(
         prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
     )
     visual = VisualInputs(request.media, prompt)
-    chain = BlockChain(prompt, request.media, shared_block_tokens) if shared_block_tokens else None
+    chain = None
+    if shared_block_tokens:
+        chain = BlockChain(prompt, request.media, shared_block_tokens, salt=request.cache_salt)
     params = request.generation
     check_token_ids((token for token, _ in params.logit_bias), vocabulary=vocabulary, param="logit_bias")
     grammar = None if params.json_schema is None else grammars.start(params.json_schema)
