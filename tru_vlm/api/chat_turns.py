@@ -7,6 +7,7 @@ same file is kept again, whose id is the same; what was said stays.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +71,7 @@ class Chats:
         self._library = library
         self._database = Database(settings.storage_dir / "chats.sqlite3", MIGRATIONS)
         self.store = ChatStore(self._database, max_chats=settings.max_chats)
-        self._running: set[str] = set()
+        self._running: dict[str, asyncio.Event] = {}
 
     async def start(self) -> None:
         """Open the database.
@@ -156,11 +157,11 @@ class Chats:
         chat_id = turn.chat.id
         try:
             self._check_idle(chat_id)
-            self._running.add(chat_id)
+            ended = self._running[chat_id] = asyncio.Event()
             try:
                 await self.store.begin_turn(turn.chat, turn.index, turn.stored)
             except BaseException:
-                self._running.discard(chat_id)
+                del self._running[chat_id]
                 raise
         except BaseException:
             await stream.aclose()
@@ -170,13 +171,18 @@ class Chats:
             try:
                 await self._end(turn, event)
             finally:
-                self._running.discard(chat_id)
+                del self._running[chat_id]
+                ended.set()
 
         return RecordedStream(stream, end)
 
-    def is_running(self, chat_id: str) -> bool:
-        """Whether a turn of a chat is being answered."""
-        return chat_id in self._running
+    async def settle(self, chat_id: str, seconds: float) -> None:
+        """Wait until no turn of a chat runs, but not for long: one that was just stopped is about to end."""
+        ended = self._running.get(chat_id)
+        if ended is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await ended.wait()
 
     async def _end(self, turn: NextTurn, event: TerminalEvent) -> None:
         match event:
