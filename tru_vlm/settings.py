@@ -224,6 +224,19 @@ class Settings(BaseSettings):
         ),
     )
 
+    # Jobs
+    job_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        2, description="Items of jobs that are asked at once; they leave the last free row of a batch to others."
+    )
+    max_job_items: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10_000, description="Most items of one job.")
+    max_queued_jobs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1000, description="Jobs that may be unfinished at once; one more is refused with 429."
+    )
+    job_ttl_seconds: Annotated[int, Field(ge=0)] = Field(
+        7 * 24 * 3600,
+        description="How long a job and its results are kept after its end, in seconds; 0 keeps them until deleted.",
+    )
+
     # Server
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(  # noqa: S104 - accepted when the operator asks for it
         "127.0.0.1", description="Address to listen on; 0.0.0.0 and :: are open to the network."

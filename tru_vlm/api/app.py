@@ -11,15 +11,28 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_socket, openapi_videos
+from tru_vlm.api import openapi_chat, openapi_jobs, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
+from tru_vlm.api.job_service import JobService
 from tru_vlm.api.lingering import LingeringClose
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
-from tru_vlm.api.routes import chat, docs, health, inference, pages, plan, video_media, videos, websocket
+from tru_vlm.api.routes import (
+    chat,
+    docs,
+    health,
+    inference,
+    job_results,
+    jobs,
+    pages,
+    plan,
+    video_media,
+    videos,
+    websocket,
+)
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
@@ -36,6 +49,7 @@ class AppContext:
 
     settings: Settings
     service: InferenceService
+    jobs: JobService
 
 
 class VideoServer(WorkerServer):
@@ -56,11 +70,13 @@ class VideoServer(WorkerServer):
                 yield
             finally:
                 orphan_watch.cancel()
+                await self.context.jobs.close()
                 await self.context.service.close()
 
     async def _start_service(self) -> None:
         try:
             await self.context.service.start()
+            await self.context.jobs.start()
         except Exception as error:
             is_told = isinstance(error, PoolStartError | DatabaseError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
@@ -102,7 +118,7 @@ def build_server(
             for model in served.models
         ]
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default)
-        return AppContext(settings, service)
+        return AppContext(settings, service, JobService(service))
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -122,9 +138,16 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(plan.build_router(context.service))
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
+    app.include_router(job_results.build_router(context.jobs))
+    app.include_router(jobs.build_router(context.service, context.jobs))
     app.include_router(chat.build_router(context.service))
-    app.include_router(health.build_router(context.service))
+    app.include_router(health.build_router(context.service, context.jobs))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     install_openapi(
-        app, [body for module in (openapi_chat, openapi_videos, openapi_socket) for body in module.COMPONENT_BODIES]
+        app,
+        [
+            body
+            for module in (openapi_chat, openapi_jobs, openapi_videos, openapi_socket)
+            for body in module.COMPONENT_BODIES
+        ],
     )

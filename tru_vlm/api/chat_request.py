@@ -50,7 +50,12 @@ def parse_chat(body: bytes, settings: Settings) -> ChatRequest:
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
     """
-    given = {name: value for name, value in parse_object(body).items() if value is not None}
+    return check_chat(parse_object(body), settings)
+
+
+def check_chat(values: Mapping[str, Any], settings: Settings) -> ChatRequest:
+    """A body that is a JSON object as a request.  Raises as :func:`parse_chat`."""
+    given = {name: value for name, value in values.items() if value is not None}
     _refuse_unsupported(given)
     chat = validate(ChatRequestBody, {name: value for name, value in given.items() if name not in NEUTRAL})
     if chat.stream_options is not None and not chat.stream:

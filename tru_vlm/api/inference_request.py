@@ -74,6 +74,7 @@ class InferenceRequest:
         model: the model or alias that is asked for; None takes the server's default.
         routing_key: requests with the same one are answered by the same of an alias's models; None goes by the content.
         owner: whose kept videos it may name.
+        is_background: whether nobody waits for the answer: then the others go first.
     """
 
     messages: tuple[Message, ...]
@@ -85,6 +86,7 @@ class InferenceRequest:
     model: str | None = None
     routing_key: str | None = None
     owner: str = PUBLIC
+    is_background: bool = False
 
     @property
     def files(self) -> tuple[SpooledFile, ...]:

@@ -117,6 +117,7 @@ class RequestRun:
         source: VideoSource,
         spool: Spool,
         schemas: SchemaCheck,
+        background_decodes: asyncio.Semaphore,
     ) -> None:
         self.id = f"req-{uuid.uuid4().hex}"
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
@@ -129,6 +130,9 @@ class RequestRun:
         self._source = source
         self._spool = spool
         self._schemas = schemas
+        self._decoding: contextlib.AbstractAsyncContextManager[None] = (
+            background_decodes if request.is_background else contextlib.nullcontext()
+        )
         self._clock = _Clock()
         self._model: Model | None = None
         self._video: VideoInfo | None = None
@@ -194,7 +198,7 @@ class RequestRun:
             OverloadedError: if too many wait for it.
         """
         self._model = model
-        model.places.take()
+        model.places.take(is_background=self._request.is_background)
         held.callback(model.places.give_back)
 
     async def _check_schema(self) -> None:
@@ -263,8 +267,9 @@ class RequestRun:
 
         if files:
             self._stage("decoding")
-        with self._clock.stage("video_decode"):
-            leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
+        async with self._decoding:
+            with self._clock.stage("video_decode"):
+                leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
         if self._request.fits and not model.planner.knows_kv_cache:
             self._stage("waiting")
             await model.workers.met()  # with the model's size of it, it can still be made to fit
@@ -280,7 +285,7 @@ class RequestRun:
         request = WorkerRequest(self.id, self._request.messages, refs, generation)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
-        async with contextlib.aclosing(model.workers.run(request)) as events:
+        async with contextlib.aclosing(model.workers.run(request, is_background=self._request.is_background)) as events:
             async for event in events:
                 match event:
                     case QueuePosition(0):

@@ -24,7 +24,7 @@ from tru_vlm.api.workers import WorkerPool
 from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
-from tru_vlm.intake.source import VideoSource
+from tru_vlm.intake.source import MediaSource, VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 from tru_vlm.processor.profile import ModelProfile
@@ -169,6 +169,8 @@ class InferenceService:
         self._schemas = SchemaCheck()
         capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
+        # Work in the background leaves a decode process to the others, where there are several.
+        self._background_decodes = asyncio.Semaphore(max(1, settings.decode_processes - 1))
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
 
     def _model(self, host: HostedModel) -> Model:
@@ -260,6 +262,14 @@ class InferenceService:
         """
         return parse_chat(body, self.settings)
 
+    def check_source(self, source: MediaSource, param: str) -> None:
+        """Refuse a video's address that leads nowhere, as far as can be told without going there.
+
+        Raises:
+            FetchError: the URL must not be fetched.
+        """
+        self._source.check(source, param=param)
+
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
         for file in files:
@@ -281,8 +291,9 @@ class InferenceService:
                 source=self._source,
                 spool=self.spool,
                 schemas=self._schemas,
+                background_decodes=self._background_decodes,
             )
-            self._questions.take()
+            self._questions.take(is_background=request.is_background)
         except TruError:
             await self.discard(*request.files)
             raise

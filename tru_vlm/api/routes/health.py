@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
 from tru_vlm.api.affinity import AffinityStats
+from tru_vlm.api.job_service import JobService
 from tru_vlm.api.models import Model
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
@@ -20,7 +21,7 @@ from tru_vlm.engine.base import EngineStats
 _READY = {200: {"content": {"application/json": {"example": {"status": "ok"}}}}}
 
 
-def build_router(service: InferenceService) -> APIRouter:
+def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     """The health routes over ``service``."""
     router = APIRouter(tags=["health"])
 
@@ -67,6 +68,7 @@ def build_router(service: InferenceService) -> APIRouter:
             "affinity": _sum([model.workers.affinity_stats() for model in service.models]),
             "video": dataclasses.asdict(service.videos.stats()),
             "library": dataclasses.asdict(await service.library.store.stats()),
+            "jobs": await jobs.stats(),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
                 "max_upload_bytes": service.settings.max_upload_bytes,
