@@ -28,7 +28,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # A build of Triton is made for its interpreter: both stages have the same one, and the environment the same path.
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt deploy/image/requirements.py ./
 RUN python3 requirements.py pyproject.toml > requirements.txt && grep ^torch== constraints.txt > torch.txt

@@ -8,7 +8,7 @@ PEERS ?= .venv-peers
 LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports score clean
+.PHONY: help serve soak test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -70,7 +70,7 @@ $(LOWEST)/.made: pyproject.toml constraints.txt
 	$(PUBLISHED) $(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
 	  --no-header --no-annotate --output-file $(LOWEST)/requirements.txt pyproject.toml
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt \
+	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --requirement $(LOWEST)/requirements.txt \
 	  $$(grep -E '^(pytest|pytest-xdist|hypothesis|requests|openai)==' constraints.txt)
 	touch $@
 
@@ -88,6 +88,9 @@ fuzz: $(VENV)/.dev  ## decode thousands of damaged files (FILES=5000 SEED=a rand
 
 deploy-check: $(VENV)/.dev  ## lint and check the image, Compose, Kubernetes and workflow files (part of test, too)
 	$(BIN)/python -m pytest -n 0 tests/deploy $(ARGS)
+
+soak: $(VENV)/.dev  ## load at and above capacity, then faults, on a real server (FOR=300 seconds)
+	PYTHONPATH=tests:. $(BIN)/python -m soak --seconds $${FOR:-300} $(ARGS)
 
 oracle: $(ORACLE)/.made  ## the environment of the reference implementations (5 GB), for the equality tests
 

@@ -26,7 +26,16 @@ TOLERANCE_SECONDS = 0.5
 RESOLUTIONS = ((320, 240), (640, 480))
 ANSWER = re.compile(r"^(An? \w+ \w+ [a-z ]+)\.(?: Then, at <(\d+\.\d) seconds>, (an? \w+ \w+ [a-z ]+)\.)?$")
 
-Ask = Callable[[Path], str]
+
+@dataclass(frozen=True)
+class Told:
+    """An answer: its text, and the times that the server found in it; None where no server has looked for any."""
+
+    text: str
+    moments_seconds: list[float] | None = None
+
+
+Ask = Callable[[Path], Told]
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,12 @@ def _parts(text: str) -> tuple[list[list[str]], float | None]:
     return [part.split(" ", 3)[1:] for part in sentences], None if match[2] is None else float(match[2])
 
 
-def judge(seed: int, spec: ClipSpec, text: str) -> Result:
-    """Compares an answer with the clip's truth."""
+def judge(seed: int, spec: ClipSpec, answer: Told) -> Result:
+    """Compares an answer with the clip's truth; the begin is what a client would seek to: the one moment told."""
+    text = answer.text
     told, begin = _parts(text)
+    if answer.moments_seconds is not None:
+        begin = answer.moments_seconds[0] if len(answer.moments_seconds) == 1 else None
     truth = [sentence(event).split(" ", 3)[1:] for event in spec.events]
     right = [len(told) == len(truth) and all(a[i] == b[i] for a, b in zip(told, truth, strict=True)) for i in range(3)]
     error = None if begin is None or spec.switch_seconds is None else round(abs(begin - spec.switch_seconds), 3)
@@ -99,12 +111,13 @@ def over_http(base: str) -> Ask:
 
     client = httpx.Client(base_url=base, timeout=120)
 
-    def ask(path: Path) -> str:
+    def ask(path: Path) -> Told:
         with path.open("rb") as file:
             form = {"prompt": DEFAULT_QUESTION, "temperature": "0", "max_tokens": "64"}
             reply = client.post("/v1/inference/upload", data=form, files={"video": (path.name, file, "video/mp4")})
         reply.raise_for_status()
-        return str(reply.json()["text"])
+        answer = reply.json()
+        return Told(answer["text"], [moment["start_seconds"] for moment in answer["moments"]])
 
     return ask
 
@@ -113,7 +126,8 @@ def offline(folder: Path) -> Ask:
     """Asks a checkpoint without a server."""
     from demo_model.offline import OfflineModel
 
-    return OfflineModel(folder).ask
+    model = OfflineModel(folder)
+    return lambda path: Told(model.ask(path))
 
 
 def encoded(seed: int, spec: ClipSpec, folder: Path) -> Path:

@@ -1,8 +1,8 @@
-"""``python -m tru_vlm``: the same as ``server.py``, from an installed wheel."""
+"""``python -m tru_vlm``: the command ``tru-vlm``."""
 
 import sys
 
-from tru_vlm.launch import main
+from tru_vlm.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

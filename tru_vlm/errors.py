@@ -11,11 +11,16 @@ so nothing internal leaks into an answer.  It crosses the process boundary as pl
     │   ├── PayloadTooLargeError      413  more bytes than the server accepts
     │   ├── ContextLengthError        400  prompt and frames do not fit into the model's context
     │   ├── FetchError                400  the URL cannot be fetched, or must not be
-    │   └── RangeError                416  the asked-for bytes lie behind the end of the file
-    ├── ForbiddenError                403  permission_error        who asks may not
+    │   ├── RangeError                416  the asked-for bytes lie behind the end of the file
+    │   ├── ConflictError             409  what is there is not what the client believes
+    │   ├── PreconditionError         412  a protocol's version that is not spoken here
+    │   └── ChecksumError             460  the bytes are not those that the client sent
+    ├── AuthenticationError           401  authentication_error    no valid key came
+    ├── ForbiddenError                403  permission_error        it must not come from there
     ├── NotFoundError                 404  not_found_error
     ├── OverloadedError               429  rate_limit_error        try again after `retry_after_seconds`
     ├── RequestTimeoutError           504  timeout_error           the request's own deadline has passed
+    │   └── SlowBodyError             408  the body came too slowly
     ├── UnavailableError              503  server_error            starting, draining, or the worker died
     ├── InsufficientStorageError      507  server_error            the store of videos has no room for this one
     └── InternalError                 500  server_error            a fault of ours; the log has the request id
@@ -27,7 +32,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 ErrorType = Literal[
-    "invalid_request_error", "permission_error", "not_found_error", "rate_limit_error", "timeout_error", "server_error"
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "rate_limit_error",
+    "timeout_error",
+    "server_error",
 ]
 
 
@@ -119,6 +130,22 @@ class FetchError(InvalidRequestError):
     default_code = "url_not_fetched"
 
 
+class AuthenticationError(TruError):
+    """A key is needed, and none came or none that is known; the text does not tell which."""
+
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+    status = 401
+
+
+class ForbiddenError(TruError):
+    """The request must not come from where it comes from, whoever sends it."""
+
+    type = "permission_error"
+    default_code = "forbidden"
+    status = 403
+
+
 class RangeError(InvalidRequestError):
     """The bytes that were asked for lie behind the end of the file."""
 
@@ -126,12 +153,25 @@ class RangeError(InvalidRequestError):
     status = 416
 
 
-class ForbiddenError(TruError):
-    """Who asks may not do this here."""
+class ConflictError(InvalidRequestError):
+    """What is there is not what the client believes; it has to look first."""
 
-    type = "permission_error"
-    default_code = "forbidden"
-    status = 403
+    default_code = "conflict"
+    status = 409
+
+
+class PreconditionError(InvalidRequestError):
+    """The client speaks a version of a protocol that is not spoken here."""
+
+    default_code = "unsupported_version"
+    status = 412
+
+
+class ChecksumError(InvalidRequestError):
+    """The bytes are not those that the client sent (460 is tus's own status)."""
+
+    default_code = "checksum_mismatch"
+    status = 460
 
 
 class NotFoundError(TruError):
@@ -156,6 +196,13 @@ class RequestTimeoutError(TruError):
     type = "timeout_error"
     default_code = "request_timeout"
     status = 504
+
+
+class SlowBodyError(RequestTimeoutError):
+    """The client sent its body too slowly, or stopped."""
+
+    default_code = "body_timeout"
+    status = 408
 
 
 class UnavailableError(TruError):

@@ -23,21 +23,24 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 
 
-def main() -> int:
+def main(**overrides: object) -> int:
     """Run the server until it is stopped.
+
+    Args:
+        overrides: settings by name, which win over the environment.
 
     Returns:
         The exit status: 0 after a drain, 2 for a wrong setting, 1 for anything else that keeps it from starting.
     """
     try:
-        settings = load_settings()
+        settings = load_settings(".env", **overrides)
         served = served_models(settings)
     except SettingsError as error:
         return _refuse(str(error), 2)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if reason := _port_problem(settings):
+    if reason := port_problem(settings):
         return _refuse(reason, 1)
-    if reason := _backend_problem(served) or _decoding_problem(settings):
+    if reason := backend_problem(served) or decoding_problem(settings):
         return _refuse(reason, 2)
     return _serve(settings, served)
 
@@ -46,22 +49,31 @@ def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
     from tru_vlm.api.placement import StartError
+    from tru_vlm.api.security.install import LOOPBACK, http_options, load_keyring
     from tru_vlm.api.socket_protocol import socket_options
 
     try:
+        keyring = load_keyring(settings)
         profiles = _load_profiles(served)
-    except ModelProfileError as error:
+    except ValueError as error:
         return _refuse(str(error), 2)
+    if not keyring and settings.host != LOOPBACK:
+        logger.warning(
+            "HOST=%s and no API_KEYS: everybody who reaches port %d may use this server. "
+            "`python -m tru_vlm.api.keys new NAME` makes a key.",
+            settings.host,
+            settings.port,
+        )
     with _private_folder() as sockets:
         try:
-            server = build_server(settings, served, profiles, sockets)
+            server = build_server(settings, served, profiles, keyring, sockets)
             server.serve(
                 host=settings.host,
                 port=settings.port,
                 drain_seconds=settings.drain_seconds,
                 log_level=settings.log_level,
                 on_started=lambda: _announce_when_ready(settings, served),
-                uvicorn_options=socket_options(settings),
+                uvicorn_options={**http_options(settings), **socket_options(settings)},
             )
         except StartError as error:
             return _refuse(str(error), 1)
@@ -95,7 +107,7 @@ def _private_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _port_problem(settings: Settings) -> str | None:
+def port_problem(settings: Settings) -> str | None:
     """Why the port cannot be had, or None."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -107,7 +119,7 @@ def _port_problem(settings: Settings) -> str | None:
     return None
 
 
-def _backend_problem(served: ServedModels) -> str | None:
+def backend_problem(served: ServedModels) -> str | None:
     """Why the engine cannot be had, or None; told now rather than by every worker."""
     if all(model.settings.model_backend == "hf" for model in served.models):
         return None
@@ -120,7 +132,7 @@ def _backend_problem(served: ServedModels) -> str | None:
     return None
 
 
-def _decoding_problem(settings: Settings) -> str | None:
+def decoding_problem(settings: Settings) -> str | None:
     """Why videos cannot be decoded as the settings name it, or None.
 
     A decode process tries it, now rather than after a large model has loaded.  The automatic choice always works.

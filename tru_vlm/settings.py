@@ -1,23 +1,29 @@
 """Every setting: name, default, unit, bounds and a sentence.  The only reader of the environment.
 
-Settings are built once, in ``server.py``, and passed inwards as arguments.  ``env.template`` and the configuration
-page are generated from this file (``python -m tru_vlm.settings``); a test fails when they drift.
+Settings are built once, in ``server.py``, and passed inwards as arguments.  ``env.template`` is generated
+from this file (``python -m tru_vlm.settings``), and so is the configuration page; tests fail when they drift.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
+SECRETS = ("api_keys", "session_secret", "redis_url")
+"""Never shown: not in an error, a log or health.  Each may stand in a file, named by its ``…_FILE``."""
+
+_LEAST_SECRET_CHARACTERS = 32
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+", re.IGNORECASE)
 
 
@@ -237,6 +243,68 @@ class Settings(BaseSettings):
         description="How long a job and its results are kept after its end, in seconds; 0 keeps them until deleted.",
     )
 
+    # Access.  A secret is given as it is, or as a file that holds it (Docker's and Kubernetes' way).
+    api_keys_file: Path | None = Field(None, description="A file that holds API_KEYS.")
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        validate_default=True,
+        description=(
+            "Who may use the server: JSON objects, one a line or in an array, as `python -m tru_vlm.api.keys new NAME` "
+            "prints them; without any, everybody may."
+        ),
+    )
+    session_secret_file: Path | None = Field(None, description="A file that holds SESSION_SECRET.")
+    session_secret: SecretStr = Field(
+        SecretStr(""),
+        validate_default=True,
+        description=(
+            "Signs the page's sign-in, at least 32 characters; by default drawn at each start. Servers behind one "
+            "address need the same."
+        ),
+    )
+    session_hours: Annotated[float, Field(gt=0, le=720)] = Field(
+        12.0, description="How long the page stays signed in, in hours."
+    )
+    redis_url_file: Path | None = Field(None, description="A file that holds REDIS_URL.")
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        validate_default=True,
+        description="Where rates are counted for several servers together, redis://… or rediss://…; else in memory.",
+    )
+    rate_limit_requests_per_minute: Annotated[int, Field(ge=0)] = Field(
+        0, description="Calls that a key, or an address where there are no keys, may make in a minute; 0 for no limit."
+    )
+    rate_limit_video_seconds_per_minute: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seconds of video that it may ask about in a minute; 0 for no limit."
+    )
+    max_concurrent_requests_per_client: Annotated[int, Field(ge=0)] = Field(
+        0, description="Questions that it may have open at once; 0 for no limit."
+    )
+    allowed_hosts: str = Field(
+        "",
+        description=(
+            "Names under which the server is reached, separated by commas; *.example.com takes subdomains, * any. By "
+            "default localhost on 127.0.0.1, and any where it listens to the network."
+        ),
+    )
+    allowed_origins: str = Field(
+        "",
+        description=(
+            "Origins of other web pages that may call the server from a browser (https://app.example.com), separated "
+            "by commas; by default its own page only."
+        ),
+    )
+    trusted_proxies: str = Field(
+        "",
+        description=(
+            "Addresses or networks of reverse proxies, separated by commas, whose X-Forwarded-For and "
+            "X-Forwarded-Proto are believed."
+        ),
+    )
+    client_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Longest wait for a request's head, and for the next bytes of its body, in seconds."
+    )
+
     # Server
     host: Literal["127.0.0.1", "0.0.0.0", "::"] = Field(  # noqa: S104 - accepted when the operator asks for it
         "127.0.0.1", description="Address to listen on; 0.0.0.0 and :: are open to the network."
@@ -244,13 +312,6 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(8000, description="Port to listen on.")
     drain_seconds: Annotated[int, Field(ge=0)] = Field(
         30, description="On SIGTERM, how long running answers may go on, in seconds."
-    )
-    allowed_origins: str = Field(
-        "",
-        description=(
-            "Other sites whose pages may open the WebSocket, separated by commas (https://app.example.com); this "
-            "server's own pages always may."
-        ),
     )
     max_socket_requests: Annotated[int, Field(ge=1, le=10_000)] = Field(
         16, description="Most requests at once on one WebSocket."
@@ -286,18 +347,63 @@ class Settings(BaseSettings):
             raise ValueError("it is JSON, and no object")
         return value
 
+    @field_validator(*SECRETS)
+    @classmethod
+    def _read_file(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        """The secret, or what its file holds."""
+        name = f"{info.field_name}_file"
+        file = info.data.get(name)
+        if file is None:
+            return value
+        if value.get_secret_value():
+            raise ValueError(f"{name.upper()} is set too; give one of them")
+        try:
+            return SecretStr(file.expanduser().read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ValueError(f"{name.upper()}={file} cannot be read ({reason})") from None
+
+    @field_validator("session_secret")
+    @classmethod
+    def _is_long(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < _LEAST_SECRET_CHARACTERS:
+            raise ValueError(f"it is shorter than {_LEAST_SECRET_CHARACTERS} characters")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not value.get_secret_value().startswith(("redis://", "rediss://")):
+            raise ValueError("it must begin with redis:// or rediss://")
+        return value
+
     @field_validator("allowed_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in filter(None, map(str.strip, value.split(","))):
+        for origin in split_list(value):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin, which is scheme://host or scheme://host:port, and no more")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for network in split_list(value):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f"{network!r} is neither an address nor a network, such as 10.0.0.0/8") from None
         return value
 
     @field_validator("storage_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+
+def split_list(value: str) -> list[str]:
+    """The items of a setting that is a list."""
+    return [item for item in map(str.strip, value.split(",")) if item]
 
 
 def load_settings(env_file: Path | str | None = ".env", **overrides: object) -> Settings:
@@ -319,7 +425,8 @@ def _explain(item: object) -> str:
     field = Settings.model_fields.get(name)
     if field is None:
         return f"{name.upper()}: there is no such setting; see env.template for all names."
-    return f"{name.upper()}={item['input']!s}: {item['msg']}. {field.description} Default: {_show(field.default)}."
+    value = "(not shown)" if name in SECRETS else item["input"]
+    return f"{name.upper()}={value!s}: {item['msg']}. {field.description} Default: {_show(field.default)}."
 
 
 def _show(value: object) -> str:
@@ -333,9 +440,15 @@ def _show(value: object) -> str:
 def env_template() -> str:
     """The text of ``env.template``: every setting with its sentence and default, commented out."""
     lines = ["# Settings of TRU V2. Copy to .env and change what you need; every line shows the default.", ""]
-    for name, field in Settings.model_fields.items():
-        lines += [f"# {field.description}{_bounds(field)}", f"# {name.upper()}={_show(field.default)}".rstrip(), ""]
+    for name, text, default in setting_lines():
+        lines += [f"# {text}", f"# {name}={default}".rstrip(), ""]
     return "\n".join(lines)
+
+
+def setting_lines() -> Iterator[tuple[str, str, str]]:
+    """Every setting: variable, sentence with what is accepted, and default."""
+    for name, field in Settings.model_fields.items():
+        yield name.upper(), f"{field.description}{_bounds(field)}", _show(field.default)
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -17,10 +17,6 @@ Role = Literal["system", "user", "assistant"]
 Stage = Literal["queued", "fetching", "decoding", "waiting", "prefilling", "generating"]
 
 
-PUBLIC = "public"
-"""Who owns what is kept on a server that does not tell its clients apart."""
-
-
 @dataclass(frozen=True, slots=True)
 class KeptVideo:
     """A video or image that the server keeps, as a request names it; whether it exists is not known yet."""
@@ -65,7 +61,11 @@ class GenerationParams:
         top_k: keep the k likeliest tokens; 0 keeps all.
         seed: makes sampling reproducible; None draws one.
         stop: strings that end the answer; not part of it.
-        repetition_penalty: > 1 discourages tokens that were already said (Keskar et al., 2019, CTRL, section 4.1).
+        min_p: keep tokens that are at least this part as likely as the likeliest; 0 keeps all.
+        repetition_penalty: > 1 discourages tokens of prompt and answer (Keskar et al., 2019, CTRL, section 4.1).
+        presence_penalty: taken from the logit of each token that the answer has; OpenAI's definition.
+        frequency_penalty: taken from it once for each time that the answer has it; OpenAI's definition.
+        logit_bias: (token id, what is added to its logit), each id once.
         ignore_eos: go on past the end-of-turn token (for benchmarks: a fixed output length).
         json_schema: a JSON schema, as JSON text, that the answer satisfies unless ``max_tokens`` or a stop string cuts
             it off; None leaves the answer free.  Excludes ``ignore_eos``.
@@ -77,7 +77,11 @@ class GenerationParams:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     json_schema: str | None = None
 
@@ -111,7 +115,8 @@ class FramesRef:
     Attributes:
         path: a ``.npy`` file of uint8, shape (T, 3, H, W), RGB; H and W already fit the model's patches.
         kind: "video" or "image" (an image has T = 1).
-        content_key: hex digest over file content and effective sampling options; equal keys mean equal frames.
+        content_key: hex digest over file content, effective sampling options and whose they are; equal keys mean equal
+            frames.
         num_frames, height, width: T, H and W of the array.
         timestamps_seconds: presentation time of each frame, seconds from the start of the file; empty for images.
         frames_indices: absolute index of each frame in the source; empty for images.
@@ -196,12 +201,30 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """A time in the video that the answer's text names.
+
+    Attributes:
+        start_seconds: from the start of the file.
+        end_seconds: the same, of a span; None for a single time.
+        text: the time or span, as the answer has it.
+        sentence: what the answer says of it: the sentence around it.
+    """
+
+    start_seconds: float
+    end_seconds: float | None
+    text: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The whole answer to one request.
 
     ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
     aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
-    where it has none, or was aborted before the frames were there.
+    where it has none, or was aborted before the frames were there.  ``moments`` are the times in it that the text
+    names, in the text's order.
     """
 
     id: str
@@ -211,6 +234,7 @@ class Answer:
     usage: Usage
     video: VideoInfo | None
     timings: Timings
+    moments: tuple[Moment, ...] = ()
     variant: str | None = None
 
 
@@ -223,12 +247,14 @@ class WorkerRequest:
         messages: the conversation; media parts point into ``media``.
         media: sampled frames, in the order of their parts.
         generation: how to generate.
+        cache_salt: what the model computed is reused only under the same one; a tenant's.
     """
 
     id: str
     messages: tuple[Message, ...]
     media: tuple[FramesRef, ...]
     generation: GenerationParams = field(default_factory=lambda: GenerationParams(max_tokens=256, temperature=0.0))
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,13 +85,20 @@ def test_values_arrive() -> None:
         top_k=3,
         seed=1,
         stop="x",
+        min_p=0.25,
         repetition_penalty=1.5,
+        presence_penalty=-1,
+        frequency_penalty=2,
+        logit_bias={"7": -100, "07": 3, "8": 0.5},
         stream=True,
         stream_options={"include_usage": True},
     )
     generation = request.inference.generation
     assert (generation.max_tokens, generation.temperature, generation.top_p, generation.top_k) == (7, 0.0, 0.5, 3)
     assert (generation.seed, generation.stop, generation.repetition_penalty) == (1, ("x",), 1.5)
+    assert (generation.min_p, generation.presence_penalty, generation.frequency_penalty) == (0.25, -1.0, 2.0)
+    assert generation.logit_bias == ((7, 3.0), (8, 0.5))
+    assert parse(top_k=-1).inference.generation.top_k == 0
     assert not request.inference.max_tokens_is_default
     assert (request.inference.stream, request.include_usage) == (True, True)
     assert request.inference.names.max_tokens == "max_completion_tokens"

@@ -32,6 +32,7 @@ from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.loading import load_model
 from tru_vlm.errors import OverloadedError
+from tru_vlm.principal import ANONYMOUS
 from tru_vlm.processor.profile import load_profile
 from tru_vlm.settings import Settings, load_settings
 from tru_vlm.types import DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
@@ -109,7 +110,7 @@ class Stand:
     async def _start(self, parsed: InferenceRequest, timeout_seconds: float) -> RequestStream:
         changed = {"request_timeout_seconds": timeout_seconds}
         self.service.settings = self.service.settings.model_copy(update=changed)  # read before anything is awaited
-        return await self.service.open(parsed)
+        return await self.service.open(parsed, ANONYMOUS)
 
     async def all_given_back(self) -> None:
         await until(lambda: self.held() == dict.fromkeys(self.held(), 0))
@@ -259,7 +260,7 @@ def test_a_cancelled_conversation_gives_back_all_its_videos_in_every_stage(stand
 def test_words_alone_pass_without_a_video(stand: Stand) -> None:
     async def scenario() -> None:
         body = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}).encode()
-        stream = await stand.service.open(stand.service.parse_chat(body).inference)
+        stream = await stand.service.open(stand.service.parse_chat(body).inference, ANONYMOUS)
         events = [event async for event in stream]
         assert isinstance(terminal_of(events), DoneEvent)
         assert not any(isinstance(event, VideoEvent) for event in events)

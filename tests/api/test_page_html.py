@@ -145,6 +145,7 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
             default_model="a <model>",
             is_demo=is_demo,
             samples=load_samples(STATIC_DIR),
+            has_keys=False,
         )
     )
     assert ("a &lt;model&gt;" in page) is not is_demo
@@ -157,7 +158,7 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
 
 
 def test_with_several_models_one_can_be_chosen(renderer: PageRenderer) -> None:
-    given = {"aliases": {"c>d": ("a", "b")}, "is_demo": True, "samples": ()}
+    given = {"aliases": {"c>d": ("a", "b")}, "is_demo": True, "samples": (), "has_keys": False}
     page = renderer.page(
         page_context(load_settings(env_file=None), models=["a", "b", "c>d"], default_model="b", **given)
     )

@@ -20,7 +20,7 @@ class _Stream:
 
 
 def _started(stream: _Stream) -> StartedAnswer:
-    return StartedAnswer(cast("RequestStream", stream), [])
+    return StartedAnswer(cast("RequestStream", stream), [], "one")
 
 
 def test_token_claims_its_answer_once() -> None:
@@ -29,9 +29,10 @@ def test_token_claims_its_answer_once() -> None:
         first, second = _started(_Stream()), _started(_Stream())
         token = unclaimed.add(first)
         assert token != unclaimed.add(second)
-        assert unclaimed.claim(token) is first
-        assert unclaimed.claim(token) is None
-        assert unclaimed.claim("guessed") is None
+        assert unclaimed.claim(token, "another") is None
+        assert unclaimed.claim(token, "one") is first
+        assert unclaimed.claim(token, "one") is None
+        assert unclaimed.claim("guessed", "one") is None
 
     asyncio.run(scenario())
 
@@ -41,11 +42,11 @@ def test_unclaimed_answer_is_cancelled() -> None:
         unclaimed = UnclaimedAnswers(lifetime_seconds=0.01)
         forgotten, followed = _Stream(), _Stream()
         token = unclaimed.add(_started(followed))
-        unclaimed.claim(token)
+        unclaimed.claim(token, "one")
         token = unclaimed.add(_started(forgotten))
         async with asyncio.timeout(10):
             await forgotten.closed.wait()
-        assert unclaimed.claim(token) is None
+        assert unclaimed.claim(token, "one") is None
         assert not followed.closed.is_set()
 
     asyncio.run(scenario())

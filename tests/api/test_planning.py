@@ -19,6 +19,7 @@ from tru_vlm.api.planning import Planner, RequestPlan
 from tru_vlm.api.service import HostedModel, InferenceService, ParsedForm
 from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.engine.base import EngineDescription, EngineStats
+from tru_vlm.principal import ANONYMOUS
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.settings import Settings
@@ -240,9 +241,9 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
     async def scenario() -> None:
         await service.start()
         try:
-            answer = await service.plan(await upload())
+            answer = await service.plan(await upload(), ANONYMOUS)
             assert (answer.fits, answer.tokens.context) == (True, profile.context_tokens)
-            stream = await service.open(await upload(prompt="What happens?"))
+            stream = await service.open(await upload(prompt="What happens?"), ANONYMOUS)
             assert await anext(stream) == StatusEvent(stream.id, "decoding")
             assert await anext(stream) == StatusEvent(stream.id, "waiting")
             threading.Thread(target=worker).start()
@@ -253,7 +254,7 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
             layout = MediaLayout("video", frames.num_frames, frames.height, frames.width, frames.timestamps_seconds)
             prompt = build_prompt(profile, submitted[0].request.messages, [layout])
             assert prompt.num_tokens + generation.max_tokens <= 160
-            assert (await service.plan(await upload())).tokens.context == 160
+            assert (await service.plan(await upload(), ANONYMOUS)).tokens.context == 160
         finally:
             is_over.set()
             await service.close()

@@ -70,6 +70,15 @@ def test_values_arrive() -> None:
         ({"generation_params": {"top_p": 0}}, "generation_params.top_p"),
         ({"generation_params": {"seed": True}}, "generation_params.seed"),
         ({"generation_params": {"stop": [""]}}, "generation_params.stop"),
+        ({"generation_params": {"min_p": -0.1}}, "generation_params.min_p"),
+        ({"generation_params": {"presence_penalty": 2.1}}, "generation_params.presence_penalty"),
+        ({"generation_params": {"frequency_penalty": "1"}}, "generation_params.frequency_penalty"),
+        ({"generation_params": {"logit_bias": {"-1": 3}}}, "generation_params.logit_bias.-1"),
+        ({"generation_params": {"logit_bias": {"1": -101}}}, "generation_params.logit_bias.1"),
+        (
+            {"generation_params": {"logit_bias": {str(token): 1 for token in range(1025)}}},
+            "generation_params.logit_bias",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(changes: dict, param: str) -> None:
@@ -122,12 +131,24 @@ def test_a_form_has_the_same_fields_flat() -> None:
         ({"prompt": "x", "max_tokens": "1000000000"}, FILE, "max_tokens"),
         ({"prompt": "x", "fps": "1", "nframes": "4"}, FILE, "nframes"),
         ({"prompt": "x", "frames": "4"}, FILE, "frames"),
+        ({"prompt": "x", "presence_penalty": "3"}, FILE, "presence_penalty"),
+        ({"prompt": "x", "logit_bias": "{"}, FILE, "logit_bias"),
+        ({"prompt": "x", "logit_bias": "[1]"}, FILE, "logit_bias"),
     ],
 )
 def test_a_wrong_form_field_is_named(fields: dict[str, str], file: SpooledFile | None, param: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse_form(fields, file, SETTINGS)
     assert caught.value.param == param
+
+
+def test_the_rules_of_sampling_arrive_by_both_ways() -> None:
+    rules = {"min_p": 0.25, "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"7": -100}}
+    form = {name: json.dumps(value) for name, value in rules.items()}
+    for request in (parse(generation_params=rules), parse_form({"prompt": "x", **form}, FILE, SETTINGS)):
+        generation = request.generation
+        assert (generation.min_p, generation.presence_penalty, generation.frequency_penalty) == (0.25, -1.0, 2.0)
+        assert generation.logit_bias == ((7, -100.0),)
 
 
 def test_fit_is_one_of_the_video_params() -> None:

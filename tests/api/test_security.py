@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from starlette.requests import HTTPConnection
 
-from tru_vlm.api.security import check_socket
+from tru_vlm.api.security.origins import OriginCheck
 from tru_vlm.errors import ForbiddenError
-from tru_vlm.settings import Settings, SettingsError, load_settings
+from tru_vlm.settings import Settings, SettingsError, load_settings, split_list
 
 
 def connection(host: str, *origins: str) -> HTTPConnection:
@@ -17,6 +17,10 @@ def connection(host: str, *origins: str) -> HTTPConnection:
 
 def settings(allowed: str = "") -> Settings:
     return load_settings(env_file=None, allowed_origins=allowed)
+
+
+def check_socket(connection: HTTPConnection, settings: Settings) -> None:
+    OriginCheck(hosts=["*"], origins=split_list(settings.allowed_origins)).check_origin(connection, is_required=False)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from demo_model import WEIGHTS_DIR
 from demo_model.generator import clip_spec, encode
 from demo_model.offline import OfflineModel
-from demo_model.score import TOLERANCE_SECONDS, judge
+from demo_model.score import TOLERANCE_SECONDS, Told, judge
 
 MAX_BYTES = 16_000_000
 
@@ -35,6 +35,6 @@ def test_config_and_tokenizer_agree(model: OfflineModel) -> None:
 @pytest.mark.parametrize(("seed", "num_events"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2)])
 def test_it_tells_what_happens(model: OfflineModel, tmp_path: Path, seed: int, num_events: int) -> None:
     spec = clip_spec(seed, num_events=num_events, duration_seconds=5.0, resolution=(320, 240), fps=12.0)
-    result = judge(seed, spec, model.ask(encode(spec, tmp_path / "clip.mp4")))
+    result = judge(seed, spec, Told(model.ask(encode(spec, tmp_path / "clip.mp4"))))
     assert result.words_right, result
     assert num_events == 1 or (result.time_error_seconds or 0.0) <= TOLERANCE_SECONDS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -53,6 +54,48 @@ def engines_by_chunk(request):
         return dict.fromkeys((16, 48, 512), request.getfixturevalue("vllm_engine"))
     make = request.getfixturevalue("make_engine")
     return {chunk: make(prefill_chunk_tokens=chunk, max_batch_size=4) for chunk in (16, 48, 512)}
+
+
+def pieces_of(engine, **generation):
+    """The pieces of a long answer, one a token."""
+    engine.submit(request("a", video(1), max_tokens=24, ignore_eos=True, **generation))
+    pieces = []
+    while engine.has_work():
+        pieces += [event.text for event in engine.step() if isinstance(event, TokenEvent)]
+    return pieces
+
+
+def test_penalties_are_for_what_the_answer_has_said(engine, profile):
+    words = (" red", " blue", " white", " circle", " square")
+    only = tuple((profile.tokenizer.encode(word)[0], 100.0) for word in words)
+
+    def said(**generation):
+        return Counter(pieces_of(engine, logit_bias=only, **generation))
+
+    assert len(said()) < len(words)
+    assert set(said(presence_penalty=2.0)) == set(words)
+    assert len(said(presence_penalty=-2.0)) == 1
+    assert max(said(frequency_penalty=2.0).values()) < max(said(presence_penalty=2.0).values())
+    assert len(said(frequency_penalty=-2.0)) == 1
+
+
+def test_a_bias_forbids_forces_and_must_name_a_token(engine, profile):
+    token = profile.tokenizer.encode("red")[0]
+    word = profile.tokenizer.decode([token])
+    assert set("".join(pieces_of(engine, logit_bias=((token, 100.0),))).split(word)) == {""}
+    first = profile.tokenizer.encode(pieces_of(engine)[0])[0]
+    assert pieces_of(engine, logit_bias=((first, -100.0),))[0] != pieces_of(engine)[0]
+    with pytest.raises(
+        InvalidRequestError, match=r"logit_bias: there is no token 900000000; they are 0 to \d+"
+    ) as error:
+        engine.submit(request("b", logit_bias=((900_000_000, 1.0),)))
+    assert error.value.param == "logit_bias"
+
+
+def test_min_p_of_one_leaves_the_likeliest(engine):
+    greedy = pieces_of(engine)
+    assert pieces_of(engine, temperature=2.0, min_p=1.0, seed=1) == greedy
+    assert pieces_of(engine, temperature=2.0, seed=1) != greedy
 
 
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

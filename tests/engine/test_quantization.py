@@ -16,7 +16,7 @@ from transformers import Qwen3VLMoeTextConfig, Qwen3VLMoeTextModel
 
 from demo_model.generator import ClipSpec, clip_spec, render_frame, sampled_indices
 from demo_model.questions import DEFAULT_QUESTION
-from demo_model.score import FIRST_SEED, judge
+from demo_model.score import FIRST_SEED, Told, judge
 from demo_model.training.frames import resized, target_size
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import MediaInput
@@ -74,7 +74,7 @@ def num_right(engine, clips) -> int:
     """How many of the clips are told rightly, greedily, in a batch."""
     asked = [request(name, media, prompt=DEFAULT_QUESTION, max_tokens=24) for name, (_, media) in clips.items()]
     answers = drive(engine, asked)
-    return sum(judge(int(name), spec, answers[name].text).is_right for name, (spec, _) in clips.items())
+    return sum(judge(int(name), spec, Told(answers[name].text)).is_right for name, (spec, _) in clips.items())
 
 
 def test_int4_keeps_the_score(model, profile, quantized, clips):

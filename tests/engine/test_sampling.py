@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -38,6 +39,8 @@ def tokens(row, count):
         {"top_p": 0.6},
         {"top_k": 12, "top_p": 0.8, "temperature": 2.0},
         {"repetition_penalty": 1.8, "top_p": 0.9},
+        {"min_p": 0.1, "temperature": 1.5},
+        {"min_p": 0.3, "top_k": 30, "top_p": 0.8},
     ],
 )
 def test_drawn_as_often_as_transformers_says(params):
@@ -50,11 +53,12 @@ def test_drawn_as_often_as_transformers_says(params):
 
 
 def transformers_probabilities(
-    *, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, prompt=PROMPT, logits=LOGITS
+    *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, prompt=PROMPT, logits=LOGITS
 ):
     processors = LogitsProcessorList()
     processors += [RepetitionPenaltyLogitsProcessor(repetition_penalty)] if repetition_penalty != 1 else []
     processors += [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    processors += [MinPLogitsWarper(min_p)] if min_p else []  # where vLLM has it, not where generate() has it
     processors += [TopKLogitsWarper(top_k)] if top_k else []
     processors += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     return processors(torch.from_numpy(prompt)[None], logits[None].clone())[0].softmax(-1).numpy()
@@ -72,8 +76,14 @@ def test_top_k_one_and_tiny_top_p_take_the_likeliest():
 def test_neighbours_do_not_change_a_row():
     alone = tokens(sampler(seed=3, top_p=0.9), 30)
     row = sampler(seed=3, top_p=0.9)
-    others = [sampler(temperature=0.0), sampler(seed=9), sampler(seed=4, top_k=3), sampler(repetition_penalty=2.0)]
-    mixed = [sample(LOGITS.repeat(5, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
+    others = [
+        sampler(temperature=0.0),
+        sampler(seed=9),
+        sampler(seed=4, top_k=3, min_p=0.3),
+        sampler(repetition_penalty=2.0),
+        sampler(logit_bias=((3, 9.0),), presence_penalty=1.0),
+    ]
+    mixed = [sample(LOGITS.repeat(6, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
     assert mixed == alone
 
 
@@ -85,6 +95,8 @@ def test_every_row_of_a_mixed_batch_has_the_distribution_of_its_own_rules():
         {"top_p": 0.5},
         {"repetition_penalty": 1.8},
         {"repetition_penalty": 0.6, "temperature": 1.3, "top_k": 9, "top_p": 0.7},
+        {"min_p": 0.2},
+        {"min_p": 0.05, "top_p": 0.9},
         {},
     ]
     prompts = [np.random.default_rng(index).integers(0, VOCABULARY, 6) for index in range(len(rules))]
@@ -113,6 +125,48 @@ def test_repetition_penalty_equals_transformers_token_by_token_in_a_mix():
         row.accept(token)
         said.append(token)
     assert len(set(said[len(PROMPT) :])) > 1
+
+
+def penalised(logits, prompt, answer, *, repetition=1.0, presence=0.0, frequency=0.0, bias=()):
+    """OpenAI's definition, token by token, after bias and CTRL's penalty: what vLLM's sampler does."""
+    result = logits.tolist()
+    for token, value in bias:
+        result[token] += value
+    for token in {*prompt, *answer}:
+        result[token] = result[token] / repetition if result[token] > 0 else result[token] * repetition
+    for token in range(len(result)):
+        result[token] -= frequency * answer.count(token) + presence * (token in answer)
+    return result
+
+
+def test_bias_and_penalties_equal_the_definition_in_a_mix():
+    """What a row has left after each step, by temperature 0 and by what a neighbour's rules must not touch."""
+    rules = [
+        {},
+        {"presence": 1.5},
+        {"frequency": 0.7},
+        {"presence": -0.4, "frequency": -0.2},
+        {"bias": ((2, 3.5), (39, -100.0), (5, 0.25))},
+        {"bias": ((7, -3.0), (1, 4.0)), "repetition": 1.4, "presence": 0.6, "frequency": 0.3},
+        {"repetition": 0.8, "frequency": 2.0},
+    ]
+    names = {"presence": "presence_penalty", "frequency": "frequency_penalty", "repetition": "repetition_penalty"}
+    rows = [
+        sampler(temperature=0.0, **{names.get(name, "logit_bias"): value for name, value in rule.items()})
+        for rule in rules
+    ]
+    answers = [[] for _ in rules]
+    for step in range(40):
+        logits = torch.randn(len(rules), VOCABULARY, generator=torch.Generator().manual_seed(step)) / 3 + LOGITS
+        given = logits.clone()
+        drawn = sample(given, rows)
+        for index, (rule, row, token) in enumerate(zip(rules, rows, drawn, strict=True)):
+            expected = penalised(logits[index], PROMPT.tolist(), answers[index], **rule)
+            np.testing.assert_allclose(given[index], expected, rtol=1e-5, atol=1e-5)
+            assert token == int(np.argmax(expected))
+            row.accept(token)
+            answers[index].append(token)
+    assert len(set(answers[2])) > len(set(answers[0]))
 
 
 def test_seeds_reproduce_and_differ():

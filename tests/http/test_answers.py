@@ -75,10 +75,13 @@ def test_a_second_question_on_a_video_computes_little_more_than_its_words(
 
 
 def test_two_events_are_told_in_order_with_their_time(server: Server, clips: dict[str, Path]) -> None:
-    text = upload(server.base, clips["two"]).json()["text"]
-    match = TWO.fullmatch(text)
-    assert match, text
+    answer = upload(server.base, clips["two"]).json()
+    match = TWO.fullmatch(answer["text"])
+    assert match, answer["text"]
     assert float(match[1]) == pytest.approx(5.0, abs=0.5)
+    (moment,) = answer["moments"]
+    assert (moment["start_seconds"], moment["end_seconds"]) == (float(match[1]), None)
+    assert moment["sentence"].startswith(f"Then, at {moment['text']}")
 
 
 def test_a_stream_tells_stages_sampling_and_text_and_ends_once(server: Server, clips: dict[str, Path]) -> None:

@@ -27,12 +27,16 @@ ROUTES = {
     "/v1/videos/{video_id}/thumbnail": {"get"},
     "/v1/videos/{video_id}/frames": {"get"},
     "/v1/videos/{video_id}/frames/{index}.{image_format}": {"get"},
+    "/v1/uploads": {"post"},
+    "/v1/uploads/{upload_id}": {"get", "head", "patch", "delete"},
     "/v1/chat/completions": {"post"},
+    "/v1/responses": {"post"},
     "/v1/models": {"get"},
     "/v1/models/{model_id}": {"get"},
     "/v1/frames/{content_key}/{index}.jpg": {"get"},
     "/v1/health": {"get"},
     "/v1/health/detailed": {"get"},
+    "/metrics": {"get"},
 }
 
 
@@ -110,7 +114,8 @@ def test_every_route_is_described_with_an_example(server: Server) -> None:
     schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
     described = {path: set(operations) for path, operations in schema["paths"].items() if not path.startswith("/ui/")}
     assert described == ROUTES
-    for path in ("/predict", "/v1/inference/url", "/v1/inference/upload", "/v1/plan", "/v1/chat/completions"):
+    native = ("/predict", "/v1/inference/url", "/v1/inference/upload", "/v1/plan")
+    for path in (*native, "/v1/chat/completions", "/v1/responses"):
         operation = schema["paths"][path]["post"]
         assert all("example" in content for content in operation["requestBody"]["content"].values())
         assert "example" in operation["responses"]["200"]["content"]["application/json"]

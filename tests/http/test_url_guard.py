@@ -20,7 +20,8 @@ ROUTES = {
     ("/v1/plan", JSON),
     ("/v1/plan", FORM),
 }
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+KEEP, BATCH = "/v1/videos", "/v1/inference/batch"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -57,9 +58,11 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
-                if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
+                reference = body["schema"].get("$ref")  # a file that is uploaded piecewise has none
+                if reference and takes_address(schema, reference.rpartition("/")[-1], set()):
                     found.add((path, content_type))
-    assert found == ROUTES | {(CHAT, JSON)}, "a route that takes an address belongs into this table"
+    others = {(CHAT, JSON), (RESPONSES, JSON), (KEEP, JSON), (BATCH, JSON)}
+    assert found == ROUTES | others, "a route that takes an address belongs into this table"
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -85,9 +88,41 @@ def test_a_forbidden_address_in_a_conversation_is_refused(server: Server, kind: 
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
+@pytest.mark.parametrize(("kind", "name"), [("input_video", "video_url"), ("input_image", "image_url")])
+def test_a_forbidden_address_in_a_response_s_input_is_refused(server: Server, kind: str, name: str, url: str) -> None:
+    body = {"input": [{"role": "user", "content": [{"type": kind, name: url}]}]}
+    response = requests.post(server.base + RESPONSES, json=body, timeout=TIMEOUT)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", f"input.0.content.0.{name}")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
 def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
     response = ask(server.base, "/ui/ask", FORM, url)
     assert response.status_code == 400, response.text
     assert "The URL" in response.text, "it names what is wrong with the address"
     assert "could not be" not in response.text, "nothing was connected to"
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
+    response = requests.post(server.base + KEEP, json={"video_url": url}, timeout=TIMEOUT)
+    assert (response.status_code, error_of(response)["code"]) == (400, "url_not_allowed")
+
+
+def test_a_forbidden_address_in_a_job_is_refused_at_once_or_when_its_turn_comes(server: Server) -> None:
+    for url in FORBIDDEN:
+        body = {"items": [{"video_url": url, "prompt": QUESTION}]}
+        response = requests.post(server.base + BATCH, json=body, timeout=TIMEOUT)
+        if response.status_code == 202:
+            job = response.json()
+            requests.get(server.base + job["events_url"], timeout=TIMEOUT)  # reads up to the end
+            answer = requests.get(server.base + job["results_url"], timeout=TIMEOUT).json()["response"]
+            error, param = answer["body"]["error"], "video_url"
+        else:
+            error, param = error_of(response), "items.0.video_url"
+        assert (error["code"], error["param"]) == ("url_not_allowed", param)
+        assert "secret" not in error["message"]

@@ -500,6 +500,19 @@ def test_an_unchanged_file_is_not_downloaded_twice(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_what_one_tenant_fetched_is_fetched_again_for_another(tmp_path: Path) -> None:
+    """The other server's answer, and its time, would else tell who has asked for a URL before."""
+
+    async def scenario() -> None:
+        bench = Bench(tmp_path, cache_bytes=1 << 20)
+        async with web_server(answer(body=MOVIE, etag='"1"')) as web:
+            for salt in ("aa", "bb", "aa"):
+                await bench.fetcher.salted(salt).fetch(f"http://video.test:{web.port}/a")
+            assert ["if-none-match" in asked.headers for asked in web.asked] == [False, False, True]
+
+    asyncio.run(scenario())
+
+
 def test_the_url_cache_is_bounded_and_survives_eviction(tmp_path: Path) -> None:
     async def scenario() -> None:
         versioned = Versioned()

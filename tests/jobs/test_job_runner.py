@@ -20,11 +20,15 @@ def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_are_asked_once_and_not_more_at_once_than_allowed(tmp_path: Path) -> None:
-    async def answer(item: Item) -> Reply:
-        await asyncio.sleep(0.001)
-        return ok(str(item.place))
-
     async def run() -> None:
+        are_three = asyncio.Event()
+
+        async def answer(item: Item) -> Reply:
+            if work.at_once == 3:
+                are_three.set()
+            await are_three.wait()
+            return ok(str(item.place))
+
         work = Work(answer)
         async with open_bench(tmp_path) as bench:
             jobs = [await bench.add(questions(6)) for _ in range(3)]

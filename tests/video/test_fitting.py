@@ -9,9 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from video_clips import holds
 
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.types import VideoParams
 from tru_vlm.video.fitting import Fit, fit_sampling
-from tru_vlm.video.media import EffectiveSampling, MediaProbe, SamplingBounds, SamplingPlan, VideoAllowance
+from tru_vlm.video.media import EffectiveSampling, MediaProbe, SamplingBounds, VideoAllowance
 from tru_vlm.video.reader import default_total_pixels, plan_image, plan_video
 from tru_vlm.video.sampling import settle_sampling
 

@@ -13,8 +13,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.types import VideoInfo
-from tru_vlm.video.media import SamplingPlan, VideoAllowance
+from tru_vlm.video.media import VideoAllowance
 
 MEMORY_BYTES = 8 << 30
 """Address space of a decode process in these tests."""

@@ -20,6 +20,7 @@ from tru_vlm.api.event_stream import (
     unless_client_leaves,
 )
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, RequestEvent, VideoEvent, VideoInfo
 
@@ -64,12 +65,12 @@ async def respond(
         shape_of: the answer's shape, given the request's id.
 
     Raises:
-        OverloadedError: if too many requests are open.
+        OverloadedError: if too many requests are open, of this client or of all.
     """
-    stream = await service.open(parsed)
+    stream = await service.open(parsed, principal_of(request))
     shape = shape_of(stream.id)
     if not parsed.stream:
-        return _plain(await collect(stream, request), stream.id, shape)
+        return _plain(await collect(stream, request), stream.request_id, shape)
     try:
         first = await unless_client_leaves(partial(peek_until_certain, stream), request)
     except BaseException:
@@ -80,7 +81,7 @@ async def respond(
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if first and isinstance(first[-1], ErrorEvent):
         await stream.aclose()
-        return error_response(first[-1].error, stream.id)
+        return error_response(first[-1].error, stream.request_id)
     return EventStreamResponse(stream, first, shape.encode)
 
 

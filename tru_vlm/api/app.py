@@ -11,15 +11,17 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_jobs, openapi_socket, openapi_videos
+from tru_vlm.api import openapi_chat, openapi_jobs, openapi_responses, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.job_service import JobService
-from tru_vlm.api.lingering import LingeringClose
+from tru_vlm.api.keys import Keyring
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
+from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
 from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
+from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import (
     chat,
     docs,
@@ -27,19 +29,26 @@ from tru_vlm.api.routes import (
     inference,
     job_results,
     jobs,
+    login,
+    metrics,
     pages,
     plan,
+    responses,
+    uploads,
     video_media,
     videos,
     websocket,
 )
+from tru_vlm.api.routes.page_html import PageRenderer
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
+from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.database import DatabaseError
-from tru_vlm.paths import STATIC_DIR
+from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.video.decode_pool import PoolStartError
 
 
@@ -50,6 +59,8 @@ class AppContext:
     settings: Settings
     service: InferenceService
     jobs: JobService
+    keyring: Keyring
+    metrics: Metrics
 
 
 class VideoServer(WorkerServer):
@@ -78,13 +89,17 @@ class VideoServer(WorkerServer):
             await self.context.service.start()
             await self.context.jobs.start()
         except Exception as error:
-            is_told = isinstance(error, PoolStartError | DatabaseError)
+            is_told = isinstance(error, PoolStartError | DatabaseError | ConnectionError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
             raise
 
 
 def build_server(
-    settings: Settings, served: ServedModels, profiles: Mapping[str, ModelProfile], socket_directory: Path
+    settings: Settings,
+    served: ServedModels,
+    profiles: Mapping[str, ModelProfile],
+    keyring: Keyring,
+    socket_directory: Path,
 ) -> VideoServer:
     """Compose the server.
 
@@ -92,6 +107,7 @@ def build_server(
         settings: the configuration.
         served: the models.
         profiles: of each model by name, what it accepts.
+        keyring: who may use it.
         socket_directory: an existing private folder for the links between processes.
 
     Raises:
@@ -117,8 +133,10 @@ def build_server(
             HostedModel(model.name, model.settings, profiles[model.name], folders[model.name], num_workers[model.name])
             for model in served.models
         ]
-        service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default)
-        return AppContext(settings, service, JobService(service))
+        counted = Metrics()
+        service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
+        counted.read_from(lambda: Readings(service))
+        return AppContext(settings, service, JobService(service), keyring, counted)
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -129,25 +147,24 @@ def build_server(
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
-    app.add_middleware(LingeringClose)
+    sessions = install_door(app, context.settings, context.keyring, context.service.rates)
+    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
+    app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))
     app.include_router(docs.build_router())
     app.include_router(inference.build_router(context.service))
     app.include_router(websocket.build_router(context.service))
     app.include_router(plan.build_router(context.service))
     app.include_router(videos.build_router(context.service))
     app.include_router(video_media.build_router(context.service))
+    app.include_router(uploads.build_router(context.service))
+    app.include_router(chat.build_router(context.service))
+    app.include_router(responses.build_router(context.service))
     app.include_router(job_results.build_router(context.jobs))
     app.include_router(jobs.build_router(context.service, context.jobs))
-    app.include_router(chat.build_router(context.service))
     app.include_router(health.build_router(context.service, context.jobs))
+    app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    install_openapi(
-        app,
-        [
-            body
-            for module in (openapi_chat, openapi_jobs, openapi_videos, openapi_socket)
-            for body in module.COMPONENT_BODIES
-        ],
-    )
+    bodies = (openapi_chat, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
+    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

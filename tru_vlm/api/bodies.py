@@ -31,6 +31,11 @@ VideoId = Annotated[
         examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
     ),
 ]
+MAX_BIASES = 1024
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -152,21 +157,39 @@ class ResponseFormatBody(Body):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
-class GenerationParamsBody(Body):
-    """How the answer is generated. What is left out takes the server's default."""
+class SamplingBody(Body):
+    """How the answer's tokens are drawn. What is left out takes the server's default."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.", examples=[128])
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0 is greedy.", examples=[0.0])
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus mass.")
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Keep the k likeliest tokens; 0 keeps all.")
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = Field(
+        0, description="Keep the k likeliest tokens; 0 or -1 keeps all."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Keep tokens that are at least this part as likely as the likeliest one; 0 keeps all."
+    )
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = Field(None, description="Makes sampling reproducible.")
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
         None, description="Strings that end the answer; not part of it."
     )
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(
-        1.0, description="Above 1 discourages what was already said."
+        1.0, description="Above 1 discourages what prompt and answer have said."
     )
-    ignore_eos: bool = Field(False, description="Go on past the model's own end, up to `max_tokens`.")
+    presence_penalty: Penalty = Field(0.0, description="Above 0 discourages what the answer has said.")
+    frequency_penalty: Penalty = Field(0.0, description="The same, once for each time that it was said.")
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = Field(
+        None,
+        description="What is added to the logits of tokens, by their ids: -100 forbids one, 100 forces it; in a form, "
+        "this field is JSON text.",
+        examples=[{"42": -100}],
+    )
+    ignore_eos: bool = Field(False, description="Go on past the model's own end, up to the most tokens.")
+
+
+class GenerationParamsBody(SamplingBody):
+    """How the answer is generated. What is left out takes the server's default."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Most tokens to generate.", examples=[128])
     response_format: ResponseFormatBody | None = Field(
         None,
         description="Make the answer JSON, on one line; in a form, this field is JSON text. "
@@ -240,7 +263,9 @@ def validate(model: type[AnyBody], values: Mapping[str, Any], *, is_form: bool =
 def _explain(error: ValidationError, *, is_form: bool, at: str) -> InvalidRequestError:
     """The first of pydantic's complaints as ours: the field, what came, what is accepted."""
     first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-", "list["))]
+    path = [
+        str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-", "list[", "[key]"))
+    ]
     if first["type"] == "conflict":
         path.append(first["ctx"]["name"])
     if at:

@@ -48,7 +48,7 @@ class ChatAnswer:
             **self._head("chat.completion"),
             "choices": [choice],
             "usage": usage_body(answer.usage),
-            "tru": _extension(answer, videos),
+            "tru": extension(answer, videos),
         }
 
     def encode(self, event: RequestEvent) -> bytes:
@@ -63,7 +63,7 @@ class ChatAnswer:
                 error = UnavailableError("The server stopped before the answer was complete.", code="aborted").info()
                 return _data(error_body(error, self._request_id))
             case DoneEvent(answer):
-                last = self._chunk({}, answer.finish_reason, tru=_extension(answer, self._videos))
+                last = self._chunk({}, answer.finish_reason, tru=extension(answer, self._videos))
                 return self._role() + last + self._usage(answer.usage) + _END
             case ErrorEvent(request_id, info):
                 return _data(error_body(info, request_id))
@@ -102,11 +102,13 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
+def extension(answer: Answer, videos: Sequence[VideoInfo]) -> dict[str, Any]:
+    """What OpenAI's shapes have no field for: who answered, what was sampled, and where the time went."""
     return {
         "variant": answer.variant,
         "video": [dataclasses.asdict(video) for video in videos],
         "timings": dataclasses.asdict(answer.timings),
+        "moments": [dataclasses.asdict(moment) for moment in answer.moments],
     }
 
 

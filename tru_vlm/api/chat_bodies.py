@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
-from tru_vlm.api.bodies import MAX_FRAMES, MAX_PIXELS, Body, GenerationParamsBody, VideoId, VideoParamsBody
+from tru_vlm.api.bodies import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    Body,
+    GenerationParamsBody,
+    SamplingBody,
+    VideoId,
+    VideoParamsBody,
+)
+from tru_vlm.api.neutral import describe_neutral
 
 Nothing = Annotated[None, Field(description="Null, as in an answer that is sent back.")]
 Pixels = Annotated[int, Field(ge=1, le=MAX_PIXELS)]
@@ -129,9 +138,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -144,30 +150,48 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "verbosity": (),
     "web_search_options": (),
+    # vLLM's and SGLang's
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({}, {"enable_thinking": False}),
+    "continue_final_message": (False,),
+    "documents": (),
+    "echo": (False,),
+    "include_reasoning": (False, True),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1.0,),
+    "min_tokens": (0,),
+    "no_stop_trim": (False,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "separate_reasoning": (False, True),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (False, True),
+    "stop_token_ids": ([],),
+    "stream_reasoning": (False, True),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
-"""Fields of OpenAI's that this server does not implement, and the values, beside null, that ask for nothing."""
+"""Fields that this server does not implement, and the values, beside null, that ask for nothing."""
 
 
-def _describe_neutral(schema: dict[str, Any]) -> None:
-    for name, values in NEUTRAL.items():
-        text = "Not supported; accepted are only values that ask for nothing."
-        schema["properties"][name] = {"enum": [None, *values], "description": text}
-
-
-class ChatRequestBody(GenerationParamsBody):
-    """OpenAI's chat completion.  A field that is null counts as left out."""
-
-    model_config = ConfigDict(json_schema_extra=_describe_neutral)
+class ConversationBody(SamplingBody):
+    """What the bodies of OpenAI's routes have in common."""
 
     model: str | None = Field(
         None,
         description="A model or alias that `/v1/models` lists; left out, the server's default.",
         examples=["demo"],
     )
-    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="The same as `max_tokens`.")
     stream: bool = Field(False, description="Answer as server-sent events.")
-    stream_options: StreamOptionsBody | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
     user: str | None = Field(
@@ -180,3 +204,13 @@ class ChatRequestBody(GenerationParamsBody):
     )
     prompt_cache_retention: str | None = Field(None, description="Changes nothing.")
     parallel_tool_calls: bool | None = Field(None, description="Changes nothing: there are no tools.")
+
+
+class ChatRequestBody(ConversationBody, GenerationParamsBody):
+    """OpenAI's chat completion.  A field that is null counts as left out."""
+
+    model_config = ConfigDict(json_schema_extra=describe_neutral(NEUTRAL))
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, description="The conversation.")]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="The same as `max_tokens`.")
+    stream_options: StreamOptionsBody | None = None

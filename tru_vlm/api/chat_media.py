@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tru_vlm.api.bodies import VideoParamsBody, media_source, validate
-from tru_vlm.api.chat_bodies import ChatRequestBody, ImageUrlBody, SizeBody, VideoUrlBody
+from tru_vlm.api.chat_bodies import ConversationBody, ImageUrlBody, SizeBody, VideoUrlBody
 from tru_vlm.api.inference_request import MediaRequest
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.types import MediaKind, VideoParams
@@ -44,7 +44,7 @@ class SharedSampling:
     size: SizeBody | None
 
     @classmethod
-    def of(cls, body: ChatRequestBody) -> SharedSampling:
+    def of(cls, body: ConversationBody) -> SharedSampling:
         """Read vLLM's fields.
 
         Raises:
@@ -89,18 +89,21 @@ class SharedSampling:
         return options
 
 
-def media_request(url: VideoUrlBody | ImageUrlBody, shared: SharedSampling, *, at: str) -> MediaRequest:
+def media_request(
+    url: VideoUrlBody | ImageUrlBody, shared: SharedSampling, *, at: str, url_name: str = "url"
+) -> MediaRequest:
     """One video or image of a conversation.
 
     Args:
         url: what its part says.
         shared: what the request says of all of them.
-        at: where ``url`` stands in the body, dotted.
+        at: where the fields of ``url`` stand in the body, dotted.
+        url_name: what the field with the address is called there.
 
     Raises:
         InvalidRequestError: if it cannot be had so, or its options contradict each other.
     """
-    source = media_source(url.url, url.video_id, at=f"{at}.", name="url")
+    source = media_source(url.url, url.video_id, at=f"{at}.", name=url_name)
     options = shared.for_kind("video" if isinstance(url, VideoUrlBody) else "image")
     given = url.model_dump(include=set(_FIELDS), exclude_unset=True, exclude_none=True)
     if not _COUNT_FIELDS.isdisjoint(given):  # how many frames is decided by the part or by the request, not by both
@@ -110,7 +113,7 @@ def media_request(url: VideoUrlBody | ImageUrlBody, shared: SharedSampling, *, a
     return MediaRequest(
         source=source,
         params=VideoParams(**merged.model_dump()),
-        param=f"{at}.video_id" if url.video_id is not None else f"{at}.url",
+        param=f"{at}.video_id" if url.video_id is not None else f"{at}.{url_name}",
         sampling_param=at,
         names={name: option.name for name, option in options.items()},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import uuid
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -12,11 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from tru_vlm.api.security.headers import BASE_HEADERS
 from tru_vlm.errors import ErrorInfo, InternalError, TruError
+from tru_vlm.telemetry.exchange import current_exchange, new_id
 
 logger = logging.getLogger(__name__)
 
-_TYPES = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_UNAUTHORIZED = 401
 _LOWEST_SERVER_ERROR = 500
 
 
@@ -35,9 +38,12 @@ def error_body(info: ErrorInfo, request_id: str) -> dict[str, Any]:
 
 def error_response(info: ErrorInfo, request_id: str) -> Response:
     """An error as an HTTP answer with its status and, where it helps, ``Retry-After``."""
+    note_error(info)
     headers = {"X-Request-Id": request_id}
     if info.retry_after_seconds is not None:
-        headers["Retry-After"] = str(max(1, round(info.retry_after_seconds)))
+        headers["Retry-After"] = str(max(1, math.ceil(info.retry_after_seconds)))
+    if info.status == _UNAUTHORIZED:
+        headers["WWW-Authenticate"] = 'Bearer realm="tru-vlm"'
     return JSONResponse(error_body(info, request_id), info.status, headers)
 
 
@@ -69,9 +75,18 @@ def install_error_handlers(app: FastAPI) -> None:
     async def _unexpected(_request: Request, error: Exception) -> Response:
         request_id = new_request_id()
         logger.error("request %s failed", request_id, exc_info=error)
-        return error_response(InternalError().info(), request_id)
+        response = error_response(InternalError().info(), request_id)
+        response.headers.update(BASE_HEADERS)  # Starlette sends this one past every middleware
+        return response
 
 
 def new_request_id() -> str:
-    """An id for a request that never got as far as being opened."""
-    return f"req-{uuid.uuid4().hex}"
+    """The id of a request that never got as far as being opened."""
+    exchange = current_exchange()
+    return exchange.request_id if exchange and not exchange.is_connection else new_id()
+
+
+def note_error(info: ErrorInfo) -> None:
+    """Let the exchange know what its client is told, for metrics and the log."""
+    if exchange := current_exchange():
+        exchange.error = info

@@ -108,7 +108,7 @@ class EventStreamResponse(Response):
         encode: Callable[[RequestEvent], bytes] = sse_json,
         headers: dict[str, str] | None = None,
     ) -> None:
-        own = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Request-Id": stream.id}
+        own = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Request-Id": stream.request_id}
         super().__init__(headers={**own, **(headers or {})})
         del self.headers["content-length"]
         self._stream = stream

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.intake.source import MediaSource
 from tru_vlm.intake.spool import SpooledFile
-from tru_vlm.types import PUBLIC, GenerationParams, Message, VideoParams
+from tru_vlm.types import GenerationParams, Message, VideoParams
 
 _SAMPLING = "video_params."
 
@@ -73,7 +73,6 @@ class InferenceRequest:
         names: of the body's fields.
         model: the model or alias that is asked for; None takes the server's default.
         routing_key: requests with the same one are answered by the same of an alias's models; None goes by the content.
-        owner: whose kept videos it may name.
         is_background: whether nobody waits for the answer: then the others go first.
     """
 
@@ -85,7 +84,6 @@ class InferenceRequest:
     names: FieldNames = FieldNames()
     model: str | None = None
     routing_key: str | None = None
-    owner: str = PUBLIC
     is_background: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""What routes call to have jobs done and to look after them.  It knows no HTTP; the store knows what may follow what."""
+"""What routes call to have jobs done and to look after them.  It knows no HTTP; the store knows what may follow."""
 
 from __future__ import annotations
 

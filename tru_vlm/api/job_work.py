@@ -21,6 +21,7 @@ from tru_vlm.errors import ErrorInfo, NotFoundError, TruError, UnavailableError
 from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.runner import Reply
 from tru_vlm.jobs.tables import Item, Job, NewItem
+from tru_vlm.principal import Principal
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, KeptVideo, VideoEvent, VideoInfo
 
 _ROOM_SECONDS = 0.05
@@ -42,7 +43,7 @@ class ServiceWork:
         """Ask once; an error is a reply as well."""
         try:
             request = await self._request(job, item)
-            return await self._answer(request, is_chat=item.route == CHAT_ROUTE)
+            return await self._answer(request, job.owner, is_chat=item.route == CHAT_ROUTE)
         except TruError as error:
             return _refusal(error.info(), new_request_id())
 
@@ -64,7 +65,7 @@ class ServiceWork:
                 else:
                     media.append(medium)
             undo.pop_all()
-        return dataclasses.replace(request, media=tuple(media), owner=job.owner, is_background=True, stream=False)
+        return dataclasses.replace(request, media=tuple(media), is_background=True, stream=False)
 
     async def _borrow(self, job: Job, video: KeptVideo, param: str) -> Any:
         try:
@@ -80,8 +81,9 @@ class ServiceWork:
         while not any(variant.workers.has_room_in_background for variant in variants):  # noqa: ASYNC110 - rows have no event
             await asyncio.sleep(_ROOM_SECONDS)
 
-    async def _answer(self, request: InferenceRequest, *, is_chat: bool) -> Reply:
-        stream = await self._service.open(request)
+    async def _answer(self, request: InferenceRequest, owner: str, *, is_chat: bool) -> Reply:
+        # A job was counted when it was accepted; how fast its items are asked is the server's affair.
+        stream = await self._service.open(request, Principal(name="jobs", tenant=owner, counted_as=f"jobs of {owner}"))
         try:
             events = [event async for event in stream if isinstance(event, VideoEvent | DoneEvent | ErrorEvent)]
         finally:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
 from tru_vlm.api.places import Places
 from tru_vlm.api.request_run import timed_out
@@ -20,6 +21,8 @@ from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.library import catalog
 from tru_vlm.library.catalog import Video
 from tru_vlm.library.store import VideoLibrary
+from tru_vlm.library.uploads import Upload, UploadStore
+from tru_vlm.principal import cache_salt_of
 from tru_vlm.settings import Settings
 from tru_vlm.types import KeptVideo, VideoParams
 from tru_vlm.video.media import SamplingBounds
@@ -35,8 +38,17 @@ _POSTER_SHARE, _POSTER_SPAN_SECONDS = 0.1, 1.0
 """A poster is taken a little into the video, since many begin black."""
 
 
-def build_library(settings: Settings, spool: Spool) -> tuple[Database, VideoLibrary]:
-    """The library of a server, and its database."""
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The library's parts."""
+
+    database: Database
+    videos: VideoLibrary
+    uploads: UploadStore
+
+
+def build_stores(settings: Settings, spool: Spool) -> Stores:
+    """The library of a server."""
     folder = settings.storage_dir / "library"
     database = Database(folder / "library.sqlite3", catalog.MIGRATIONS)
     library = VideoLibrary(
@@ -46,7 +58,15 @@ def build_library(settings: Settings, spool: Spool) -> tuple[Database, VideoLibr
         max_bytes=settings.max_library_bytes,
         ttl_seconds=settings.video_ttl_seconds,
     )
-    return database, library
+    uploads = UploadStore(
+        folder,
+        database,
+        library,
+        spool,
+        ttl_seconds=settings.upload_ttl_seconds,
+        free_space_floor=settings.min_free_bytes,
+    )
+    return Stores(database, library, uploads)
 
 
 def borrow_from(library: VideoLibrary) -> Callable[[KeptVideo, str, str], Awaitable[SpooledFile]]:
@@ -64,8 +84,7 @@ class LibraryService:
 
     Args:
         settings: the server's configuration.
-        database: the library's.
-        store: the library.
+        stores: the library.
         spool: where files lie while they arrive.
         source: gets files from addresses.
         videos: probes and samples.
@@ -76,16 +95,16 @@ class LibraryService:
         self,
         settings: Settings,
         *,
-        database: Database,
-        store: VideoLibrary,
+        stores: Stores,
         spool: Spool,
         source: VideoSource,
         videos: VideoService,
         bounds: SamplingBounds,
     ) -> None:
-        self.store = store
+        self.store = stores.videos
+        self.uploads = stores.uploads
         self._settings = settings
-        self._database = database
+        self._database = stores.database
         self._spool = spool
         self._source = source
         self._videos = videos
@@ -101,6 +120,7 @@ class LibraryService:
         """
         await self._database.start()
         await self.store.start()
+        await self.uploads.start()
         self._expiry = asyncio.create_task(self._expire(), name="library expiry")
 
     async def close(self) -> None:
@@ -158,6 +178,24 @@ class LibraryService:
             finally:
                 await self._spool.remove(file)
 
+    async def finish(self, upload: Upload) -> Upload:
+        """Make a kept video of an upload, if it is complete and is none yet.
+
+        Raises:
+            TruError: the file is no video, or over a ceiling; the upload is then removed.
+        """
+
+        async def keep(file: SpooledFile) -> str:
+            probe = await self._videos.inspect(file, "upload", cache_salt_of(upload.owner))
+            video, _ = await self.store.put(
+                file, probe, filename=file.filename, owner=upload.owner, upload_id=upload.id, param="upload"
+            )
+            return video.content.sha256
+
+        if not upload.is_complete or upload.sha256 is not None:
+            return upload
+        return await self.uploads.finish(upload.id, upload.owner, keep)
+
     @contextlib.asynccontextmanager
     async def frames(self, video_id: str, params: VideoParams, *, owner: str) -> AsyncIterator[FramesLease]:
         """The frames that a question with these options would see.
@@ -207,13 +245,14 @@ class LibraryService:
     async def _sample(self, video_id: str, params: VideoParams, owner: str) -> FramesLease:
         _, file = await self.store.borrow(video_id, owner)
         try:
-            probe = await self._videos.inspect(file, "video_id")
-            return await self._videos.frames(file, probe, params, self._bounds, param="video_id")
+            salt = cache_salt_of(owner)
+            probe = await self._videos.inspect(file, "video_id", salt)
+            return await self._videos.frames(file, probe, params, self._bounds, param="video_id", cache_salt=salt)
         finally:
             await self._spool.remove(file)
 
     async def _keep(self, file: SpooledFile, filename: str | None, *, owner: str, param: str) -> tuple[Video, bool]:
-        probe = await self._videos.inspect(file, param)
+        probe = await self._videos.inspect(file, param, cache_salt_of(owner))
         return await self.store.put(file, probe, filename=filename or file.filename, owner=owner, param=param)
 
     @contextlib.contextmanager
@@ -229,5 +268,6 @@ class LibraryService:
             await asyncio.sleep(_EXPIRY_SECONDS)
             try:
                 await self.store.expire()
+                await self.uploads.expire()
             except Exception:
                 logger.exception("what has expired could not be removed; it is tried again")

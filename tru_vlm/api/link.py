@@ -57,7 +57,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """From the worker: what one step produced, for all rows, in order."""
+    """From the worker: what one step produced, for all rows, in order; without any, a look at the engine."""
 
     events: tuple[EngineEvent, ...]
     stats: EngineStats
@@ -178,6 +178,12 @@ class WorkerLink:
                 by_peer.setdefault(peer, []).append(event)
         for peer, batch in by_peer.items():
             peer.outgoing += _pack(Events(tuple(batch), stats))
+            self._send(peer)
+
+    def report(self, stats: EngineStats) -> None:
+        """Tell every connection how the engine is, where no event does."""
+        for peer in self._peers.values():
+            peer.outgoing += _pack(Events((), stats))
             self._send(peer)
 
     def forget(self, request_id: str) -> None:

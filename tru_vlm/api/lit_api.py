@@ -64,7 +64,13 @@ class VideoLitAPI(litserve.LitAPI):
         except OSError as error:
             logger.exception("request %s: frames cannot be opened", request.id)
             raise InternalError from error
-        return EngineRequest(id=request.id, messages=request.messages, media=media, generation=request.generation)
+        return EngineRequest(
+            id=request.id,
+            messages=request.messages,
+            media=media,
+            generation=request.generation,
+            cache_salt=request.cache_salt,
+        )
 
     def batch(self, inputs: Sequence[EngineRequest]) -> list[EngineRequest]:
         """What joins the running batch at this step."""

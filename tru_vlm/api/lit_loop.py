@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,15 +17,20 @@ from litserve.loops.base import LitLoop
 
 from tru_vlm.api.link import Abort, Hello, Submit, ToWorker, WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
-from tru_vlm.engine.base import EngineEvent, EngineRequest, FailEvent, FinishEvent
+from tru_vlm.engine.base import EngineEvent, EngineRequest, EngineStats, FailEvent, FinishEvent
 
 logger = logging.getLogger(__name__)
 
 _ORPHAN_CHECK_SECONDS = 5.0
+_REPORT_SECONDS = 0.5
+"""A long prefill yields no events for a while; this often the engine's state is told nevertheless."""
 
 
 class StepLoop(LitLoop):
     """One iteration takes what has arrived, runs one engine step, and sends what it produced."""
+
+    _reported: EngineStats | None = None
+    _reported_at = 0.0
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -63,6 +69,8 @@ class StepLoop(LitLoop):
 
     def _iterate(self, lit_api: VideoLitAPI, link: WorkerLink, worker_id: int) -> None:
         engine = lit_api.engine
+        if not engine.has_work():
+            self._report(link, engine.stats())  # vLLM counts a step a moment after its last event
         hello = Hello(worker_id, os.getpid(), engine.description, engine.stats())
         # Busy: look without waiting.  Idle: sleep in select, waking only to see that the parent still lives.
         timeout_seconds = 0.0 if engine.has_work() else _ORPHAN_CHECK_SECONDS
@@ -70,10 +78,19 @@ class StepLoop(LitLoop):
         if joining or engine.has_work():
             events += lit_api.predict(lit_api.batch(joining))
         if events:
-            link.send([lit_api.encode_response(event) for event in events], engine.stats())
+            self._reported, self._reported_at = engine.stats(), time.monotonic()
+            link.send([lit_api.encode_response(event) for event in events], self._reported)
+        elif engine.has_work() and time.monotonic() - self._reported_at > _REPORT_SECONDS:
+            self._report(link, engine.stats())
         for event in events:
             if isinstance(event, FinishEvent | FailEvent):
                 link.forget(event.request_id)
+
+    def _report(self, link: WorkerLink, stats: EngineStats) -> None:
+        """Tell how the engine is, if it is not as it was told last."""
+        if stats != self._reported:
+            self._reported, self._reported_at = stats, time.monotonic()
+            link.report(stats)
 
     def _take(
         self, lit_api: VideoLitAPI, link: WorkerLink, messages: list[ToWorker]

@@ -12,9 +12,9 @@ from pydantic.json_schema import models_json_schema
 
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
-from tru_vlm.api.planning import PlanAnswer
 from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
 from tru_vlm.errors import ErrorType
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer
 
 _REF = "#/components/schemas/{model}"
@@ -64,6 +64,14 @@ ANSWER_EXAMPLE = {
         "time_to_first_token": 0.2,
         "total": 0.4,
     },
+    "moments": [
+        {
+            "start_seconds": 4.2,
+            "end_seconds": None,
+            "text": "<4.2 seconds>",
+            "sentence": "Then, at <4.2 seconds>, a blue square blinks.",
+        }
+    ],
     "variant": "demo",
 }
 _PLAN_SAMPLING_EXAMPLE = {

@@ -46,6 +46,7 @@ _COMPLETION_EXAMPLE = {
         "variant": "demo",
         "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
         "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "moments": [],
     },
 }
 _CHUNK = '{"id": "chatcmpl-0f9d2c", "object": "chat.completion.chunk", "created": 1790000000, "model": "demo", '
@@ -65,35 +66,38 @@ _MODEL_EXAMPLE = {
 _ALIAS_EXAMPLE = {**_MODEL_EXAMPLE, "id": "chat", "variants": {"demo": 9.0, "demo-int4": 1.0}}
 
 
-def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+def object_of(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object that has all these."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 _INTEGER, _STRING = {"type": "integer"}, {"type": "string"}
-_USAGE_SCHEMA = _object(
+_USAGE_SCHEMA = object_of(
     prompt_tokens=_INTEGER,
     completion_tokens=_INTEGER,
     total_tokens=_INTEGER,
-    prompt_tokens_details=_object(cached_tokens=_INTEGER, video_tokens=_INTEGER),
+    prompt_tokens_details=object_of(cached_tokens=_INTEGER, video_tokens=_INTEGER),
 )
-_MESSAGE_SCHEMA = _object(role={"const": "assistant"}, content=_STRING, refusal={"type": "null"})
-_COMPLETION_SCHEMA = _object(
+_MESSAGE_SCHEMA = object_of(role={"const": "assistant"}, content=_STRING, refusal={"type": "null"})
+EXTENSION_SCHEMA = object_of(
+    variant=_STRING,
+    video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
+    timings={"$ref": "#/components/schemas/Timings"},
+    moments={"type": "array", "items": {"$ref": "#/components/schemas/Moment"}},
+)
+_COMPLETION_SCHEMA = object_of(
     id=_STRING,
     object={"const": "chat.completion"},
     created=_INTEGER,
     model=_STRING,
     choices={
         "type": "array",
-        "items": _object(index=_INTEGER, message=_MESSAGE_SCHEMA, finish_reason={"enum": ["stop", "length"]}),
+        "items": object_of(index=_INTEGER, message=_MESSAGE_SCHEMA, finish_reason={"enum": ["stop", "length"]}),
     },
     usage=_USAGE_SCHEMA,
-    tru=_object(
-        variant=_STRING,
-        video={"type": "array", "items": {"$ref": "#/components/schemas/VideoInfo"}},
-        timings={"$ref": "#/components/schemas/Timings"},
-    ),
+    tru=EXTENSION_SCHEMA,
 )
-_MODEL_SCHEMA = _object(
+_MODEL_SCHEMA = object_of(
     id=_STRING, object={"const": "model"}, created=_INTEGER, owned_by=_STRING, max_model_len=_INTEGER
 )
 _MODEL_SCHEMA["properties"]["variants"] = {
@@ -103,11 +107,12 @@ _MODEL_SCHEMA["properties"]["variants"] = {
 }
 
 
-def _json(description: str, schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+def json_of(description: str, schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is JSON."""
     return {"description": description, "content": {"application/json": {"schema": schema, "example": example}}}
 
 
-_COMPLETION = _json(
+_COMPLETION = json_of(
     "The completion; with `stream`, its chunks as server-sent events and then `[DONE]`, or an error.",
     _COMPLETION_SCHEMA,
     _COMPLETION_EXAMPLE,
@@ -117,13 +122,13 @@ _COMPLETION["content"]["text/event-stream"] = {"schema": {"type": "string"}, "ex
 CHAT_BODY = body_of("application/json", ChatRequestBody, _CHAT_EXAMPLE)
 CHAT_RESPONSES: dict[int | str, dict[str, Any]] = {200: _COMPLETION, **ERROR_RESPONSES}
 MODELS_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: _json(
+    200: json_of(
         "The list.",
-        _object(object={"const": "list"}, data={"type": "array", "items": _MODEL_SCHEMA}),
+        object_of(object={"const": "list"}, data={"type": "array", "items": _MODEL_SCHEMA}),
         {"object": "list", "data": [_MODEL_EXAMPLE, _ALIAS_EXAMPLE]},
     )
 }
 MODEL_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: _json("The model, or the alias.", _MODEL_SCHEMA, _MODEL_EXAMPLE),
+    200: json_of("The model, or the alias.", _MODEL_SCHEMA, _MODEL_EXAMPLE),
     404: ERROR_RESPONSES[404],
 }

@@ -15,41 +15,17 @@ from dataclasses import dataclass, replace
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.token_shares import share_tokens
 from tru_vlm.errors import ContextLengthError
+from tru_vlm.plans import FittedPlan, MediaInfo, PlanAnswer, SamplingPlan, TokenCounts
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import MediaLayout, count_prompt_tokens
 from tru_vlm.settings import Settings
-from tru_vlm.types import FramesRef, MediaKind, VideoInfo
-from tru_vlm.video.media import MediaProbe, SamplingBounds, SamplingPlan, VideoAllowance
+from tru_vlm.types import FramesRef, VideoInfo
+from tru_vlm.video.media import MediaProbe, SamplingBounds, VideoAllowance
 from tru_vlm.video.service import VideoService
 
 _ANSWER_SHARE = 4
 """With ``fit``, an answer of no stated length has room for the default length, but for no more than this part of the
 context."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCounts:
-    """What a request takes of the context.
-
-    Attributes:
-        text: tokens of the prompt and of the frames' timestamps.
-        video: visual tokens.
-        answer: most tokens of the answer: `max_tokens`, or, where the request leaves it open, what the context has
-            left, up to the server's default; at least 1.
-        total: all three together.
-        context: most tokens that the server holds for one request.
-    """
-
-    text: int
-    video: int
-    answer: int
-    total: int
-    context: int
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is room for all of it."""
-        return self.total <= self.context
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,65 +49,6 @@ class RequestPlan:
 
     media: tuple[MediaPlan, ...]
     tokens: TokenCounts
-
-
-@dataclass(frozen=True, slots=True)
-class MediaInfo:
-    """What a file says it holds; nothing has been decoded for it.
-
-    Attributes:
-        kind: "video" or "image".
-        container, codec: how it is packed and coded.
-        size_bytes: of the file.
-        height, width: as shown, after rotation, pixels.
-        rotation: clockwise turn that was counted in, degrees.
-        duration_seconds, source_fps: length and average frame rate; None for images.
-        num_frames: in the file.
-    """
-
-    kind: MediaKind
-    container: str
-    codec: str
-    size_bytes: int
-    height: int
-    width: int
-    rotation: int
-    duration_seconds: float | None
-    source_fps: float | None
-    num_frames: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class FittedPlan:
-    """What would be sampled with `fit`."""
-
-    sampling: SamplingPlan
-    tokens: TokenCounts
-
-
-@dataclass(frozen=True, slots=True)
-class PlanAnswer:
-    """The answer to a request for a plan.
-
-    Attributes:
-        model: the model or alias that was asked for.
-        variant: the model that would answer, for which this holds.
-        media: the file.
-        sampling: what would be sampled; times and counts are those of the file's header.
-        tokens: what the request takes of the context.
-        fits: whether the question could be asked so.
-        refusal: if it could not, what would be answered.
-        fitted: if it could not, what would be sampled with `fit`; null if not even that fits.
-    """
-
-    model: str
-    variant: str
-    media: MediaInfo
-    sampling: SamplingPlan
-    tokens: TokenCounts
-    fits: bool
-    refusal: str | None = None
-    fitted: FittedPlan | None = None
 
 
 class Planner:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from tru_vlm.api.inference_request import InferenceRequest
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import InvalidRequestError, PayloadTooLargeError
-from tru_vlm.types import PUBLIC
 
 _MULTIPART = "multipart/form-data"
 
@@ -53,7 +53,7 @@ async def read_form(service: InferenceService, request: Request, *, is_plan: boo
             f"The body is {content_type.partition(';')[0]!r}; this route accepts multipart/form-data.",
             code="unsupported_content_type",
         )
-    form = await service.receive_form(request.stream(), content_type, is_plan=is_plan)
+    form = await service.receive_form(request.stream(), content_type, principal_of(request), is_plan=is_plan)
     return await service.parse_form(form, is_plan=is_plan)
 
 
@@ -63,6 +63,5 @@ def content_type_of(request: Request) -> str:
 
 
 def owner_of(request: Request) -> str:
-    """Whose kept videos a request may see: everybody's are the same, as long as clients are not told apart."""
-    del request
-    return PUBLIC
+    """Whose kept videos a request may see: its tenant's."""
+    return principal_of(request).tenant

@@ -14,12 +14,13 @@ import contextlib
 import dataclasses
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.models import Model, Models
-from tru_vlm.api.planning import MediaPlan, RequestPlan, TokenCounts
+from tru_vlm.api.moments import find_moments
+from tru_vlm.api.planning import MediaPlan, RequestPlan
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.schema_check import SchemaCheck
 from tru_vlm.api.side_by_side import side_by_side
 from tru_vlm.api.workers import QueuePosition
@@ -27,6 +28,10 @@ from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEven
 from tru_vlm.errors import ErrorInfo, InternalError, RequestTimeoutError, TruError
 from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
+from tru_vlm.plans import TokenCounts
+from tru_vlm.principal import Principal
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (
     Answer,
     DeltaEvent,
@@ -60,36 +65,40 @@ class _Failed(Exception):  # noqa: N818 - carries an answer, not a fault
 
 
 class _Clock:
-    """Seconds by stage, counted from receipt of the request."""
+    """Seconds by stage, counted from receipt of the request.
+
+    Attributes:
+        stages: those before the engine, by the names of :class:`Timings`, and "probe".
+    """
 
     def __init__(self) -> None:
         self._received = time.monotonic()
-        self._stages: dict[str, float] = {}
+        self.stages: dict[str, float] = {}
         self._first_token: float | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to the field ``name`` of :class:`Timings`."""
+        """Add the time of a block to the stage ``name``."""
         begin = time.monotonic()
         try:
             yield
         finally:
-            self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - begin
+            self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - begin
 
-    def first_token(self) -> bool:
-        """A token was generated; True at the first call, the only one that counts."""
-        is_first = self._first_token is None
-        if is_first:
-            self._first_token = time.monotonic()
-        return is_first
+    def first_token(self) -> float | None:
+        """A token was generated; at the first call, the only one that counts, the seconds until then."""
+        if self._first_token is not None:
+            return None
+        self._first_token = time.monotonic()
+        return self._first_token - self._received
 
     def finish(self, inside: EngineTimings) -> Timings:
         """The timings of the whole request; what the engine measured inside is added."""
         now = time.monotonic()
         return Timings(
-            queue=self._stages.get("queue", 0.0) + inside.queue,
-            fetch=self._stages.get("fetch", 0.0),
-            video_decode=self._stages.get("video_decode", 0.0),
+            queue=self.stages.get("queue", 0.0) + inside.queue,
+            fetch=self.stages.get("fetch", 0.0),
+            video_decode=self.stages.get("video_decode", 0.0),
             preprocess=inside.preprocess,
             prefill=inside.prefill,
             time_to_first_token=(self._first_token or now) - self._received,
@@ -102,6 +111,7 @@ class RequestRun:
 
     Attributes:
         id: unique on this server.
+        request_id: what the client calls the exchange that it came with, or our name for it; in every line of the log.
         model_name: the model or alias that was asked for.
         events: what a client is told, in order.
         accepted: set once every check that needs no decoding has passed.
@@ -110,6 +120,7 @@ class RequestRun:
     def __init__(
         self,
         request: InferenceRequest,
+        principal: Principal,
         *,
         models: Models,
         timeout_seconds: float,
@@ -118,11 +129,15 @@ class RequestRun:
         spool: Spool,
         schemas: SchemaCheck,
         background_decodes: asyncio.Semaphore,
+        rates: RateCounter,
+        metrics: Metrics,
     ) -> None:
-        self.id = f"req-{uuid.uuid4().hex}"
+        self.model_name = models.name_of(request.model)
+        self._record = QuestionRecord(metrics, self.model_name)
+        self.id = self._record.id
+        self.request_id = self._record.request_id
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         self.accepted = asyncio.Event()
-        self.model_name = models.name_of(request.model)
         self._request = request
         self._models = models
         self._timeout_seconds = timeout_seconds
@@ -133,6 +148,9 @@ class RequestRun:
         self._decoding: contextlib.AbstractAsyncContextManager[None] = (
             background_decodes if request.is_background else contextlib.nullcontext()
         )
+        self._principal = principal
+        self._rates = rates
+        self._at: Stage = "queued"
         self._clock = _Clock()
         self._model: Model | None = None
         self._video: VideoInfo | None = None
@@ -146,10 +164,14 @@ class RequestRun:
 
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
+        self._record.opened()
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                self._emit(DoneEvent(await self._answer()))
+                answer = await self._answer()
+                self._record.answered(answer, self._clock.stages)
+                self._emit(DoneEvent(answer))
         except asyncio.CancelledError:
+            self._record.aborted(self._at)
             self._emit(DoneEvent(self._finish("abort", self._usage, _NO_TIMINGS)))
             raise
         except TimeoutError:
@@ -159,7 +181,7 @@ class RequestRun:
         except _Failed as error:
             self._fail(error.info)
         except Exception:
-            logger.exception("request %s failed", self.id)
+            logger.exception("request %s failed", self.request_id)
             self._fail(InternalError().info())
 
     async def _answer(self) -> Answer:
@@ -198,6 +220,7 @@ class RequestRun:
             OverloadedError: if too many wait for it.
         """
         self._model = model
+        self._record.chosen(model.name)
         model.places.take(is_background=self._request.is_background)
         held.callback(model.places.give_back)
 
@@ -215,7 +238,7 @@ class RequestRun:
         """The media as files, which ``held`` removes."""
 
         async def fetch(item: MediaRequest) -> SpooledFile:
-            file = await self._source.file(item.source, param=item.param, owner=self._request.owner)
+            file = await self._source.file(item.source, param=item.param, owner=self._principal.tenant)
             held.push_async_callback(self._spool.remove, file)
             return file
 
@@ -234,11 +257,15 @@ class RequestRun:
         """
 
         async def inspect(item: tuple[SpooledFile, MediaRequest]) -> MediaProbe:
-            return await self._videos.inspect(item[0], item[1].param)
+            return await self._videos.inspect(item[0], item[1].param, self._principal.cache_salt)
 
-        probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
+        with self._clock.stage("probe"):
+            probes = await side_by_side(inspect, list(zip(files, self._request.media, strict=True)))
         plan = await model.planner.plan(probes, self._request)
         self._check_fits(model, plan.tokens)
+        param = self._request.media[0].param if self._request.media else None
+        seconds = sum(map(_seconds_of, probes, self._request.media))
+        await self._rates.count_video(self._principal, seconds, param=param)
         self._usage = Usage(plan.tokens.text + plan.tokens.video, plan.tokens.video, 0)
         return plan
 
@@ -261,6 +288,7 @@ class RequestRun:
                     model.planner.bounds,
                     allowance=planned.allowance,
                     param=media.param,
+                    cache_salt=self._principal.cache_salt,
                 )
             held.callback(lease.release)
             return lease
@@ -281,8 +309,9 @@ class RequestRun:
             video = dataclasses.replace(lease.info, frames_url=url)
             self._video = self._video or video
             self._emit(VideoEvent(self.id, video))
+        self._record.sampled([lease.info for lease in leases])
         refs = tuple(lease.ref for lease in leases)
-        request = WorkerRequest(self.id, self._request.messages, refs, generation)
+        request = WorkerRequest(self.id, self._request.messages, refs, generation, self._principal.cache_salt)
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(model.workers.run(request, is_background=self._request.is_background)) as events:
@@ -294,7 +323,8 @@ class RequestRun:
                     case QueuePosition(ahead):
                         self._stage("waiting", queue_position=ahead)
                     case TokenEvent():
-                        if self._clock.first_token():
+                        if (seconds := self._clock.first_token()) is not None:
+                            self._record.first_token(seconds)
                             self._stage("generating")
                         generated = self._usage.completion_tokens + event.num_tokens
                         self._usage = dataclasses.replace(self._usage, completion_tokens=generated)
@@ -308,25 +338,37 @@ class RequestRun:
         raise InternalError
 
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
+        text = "".join(self._text)
         return Answer(
             id=self.id,
             model=self.model_name,
-            text="".join(self._text),
+            text=text,
             finish_reason=reason,
             usage=usage,
             video=self._video,
             timings=self._clock.finish(timings),
+            moments=find_moments(text, self._video),
             variant=self.variant,
         )
 
     def _stage(self, stage: Stage, queue_position: int | None = None) -> None:
+        self._at = stage
         self._emit(StatusEvent(self.id, stage, queue_position))
 
     def _fail(self, info: ErrorInfo) -> None:
-        self._emit(ErrorEvent(self.id, info))
+        self._record.failed(info)
+        self._emit(ErrorEvent(self.request_id, info))
 
     def _emit(self, event: RequestEvent) -> None:
         self.events.put_nowait(event)
+
+
+def _seconds_of(probe: MediaProbe, media: MediaRequest) -> float:
+    """How much of a video is looked at; 0 for an image, and where the file does not tell its length."""
+    if probe.duration_seconds is None:
+        return 0.0
+    end = probe.duration_seconds if media.params.video_end is None else media.params.video_end
+    return max(0.0, min(end, probe.duration_seconds) - (media.params.video_start or 0.0))
 
 
 def timed_out(seconds: float) -> RequestTimeoutError:

@@ -15,6 +15,7 @@ from tru_vlm.api.bodies import (
     Body,
     GenerationParamsBody,
     ResponseFormatBody,
+    SamplingBody,
     VideoId,
     VideoParamsBody,
     media_source,
@@ -68,6 +69,7 @@ class UrlPlanBody(UrlRequestBody):
 
 _FLAT_FIELDS = {"prompt", "video_url", "video_id", "model", "stream"}
 _VIDEO_FIELDS = frozenset(VideoParamsBody.model_fields)
+_STRUCTURED_FIELDS = ("response_format", "logit_bias")
 _GENERATION_FIELDS = frozenset(GenerationParamsBody.model_fields)
 UPLOAD_FIELDS = frozenset(_FLAT_FIELDS | _VIDEO_FIELDS | _GENERATION_FIELDS)
 
@@ -117,29 +119,30 @@ def parse_form(
         )
     values: dict[str, Any] = {name: value for name, value in given.items() if name in _FLAT_FIELDS}
     values["video_params"] = {name: value for name, value in given.items() if name in _VIDEO_FIELDS}
-    response_format = _parse_response_format(given.pop("response_format", None))
+    structured = _parse_structured({name: given.pop(name) for name in _STRUCTURED_FIELDS if name in given})
     values["generation_params"] = {name: value for name, value in given.items() if name in _GENERATION_FIELDS}
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, values, is_form=True)
-    return build_request(body, settings, file, response_format)
+    generation = body.generation_params.model_copy(update=structured)
+    return build_request(body.model_copy(update={"generation_params": generation}), settings, file)
 
 
-def _parse_response_format(text: str | None) -> ResponseFormatBody | None:
-    """The one field of a form that is JSON."""
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidRequestError("response_format is not valid JSON.", param="response_format") from None
-    return validate(GenerationParamsBody, {"response_format": value}).response_format
+def _parse_structured(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a form that are JSON text, checked."""
+    values = {}
+    for name, text in texts.items():
+        try:
+            values[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InvalidRequestError(f"{name} is not valid JSON.", param=name) from None
+    body = validate(GenerationParamsBody, values)
+    return {name: getattr(body, name) for name in values}
 
 
 def build_request(
     body: UrlRequestBody,
     settings: Settings,
     file: SpooledFile | None = None,
-    response_format: ResponseFormatBody | None = None,
 ) -> InferenceRequest:
     """A body whose fields are right as a request.
 
@@ -147,7 +150,6 @@ def build_request(
         body: the fields.
         settings: the server's limits and defaults.
         file: the video, if it was uploaded.
-        response_format: what the answer's text must be, if a form's field says so.
 
     Raises:
         InvalidRequestError: naming the field that this server's limits refuse.
@@ -167,7 +169,8 @@ def build_request(
         generation=build_generation(
             generation,
             settings,
-            response_format=response_format or generation.response_format,
+            max_tokens=generation.max_tokens,
+            response_format=generation.response_format,
             max_tokens_param=f"{where}max_tokens",
             response_format_param=f"{where}response_format",
         ),
@@ -179,9 +182,10 @@ def build_request(
 
 
 def build_generation(
-    body: GenerationParamsBody,
+    body: SamplingBody,
     settings: Settings,
     *,
+    max_tokens: int | None,
     response_format: ResponseFormatBody | None,
     max_tokens_param: str,
     response_format_param: str,
@@ -189,8 +193,9 @@ def build_generation(
     """Checked parameters with the server's defaults filled in.
 
     Args:
-        body: the parameters; its own response format is not looked at.
+        body: how tokens are drawn.
         settings: the server's limits and defaults.
+        max_tokens: most tokens of the answer; None takes the server's limit.
         response_format: what the answer's text must be.
         max_tokens_param: the request's field that errors name for the length.
         response_format_param: and for the format.
@@ -198,26 +203,30 @@ def build_generation(
     Raises:
         InvalidRequestError: more tokens than the server allows, or a format that contradicts ``ignore_eos``.
     """
-    if body.max_tokens is not None and body.max_tokens > settings.max_new_tokens:
+    if max_tokens is not None and max_tokens > settings.max_new_tokens:
         raise InvalidRequestError(
-            f"max_tokens is {body.max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
+            f"{max_tokens_param} is {max_tokens}; this server accepts 1 to {settings.max_new_tokens}.",
             param=max_tokens_param,
         )
     json_schema = response_format.schema_text() if response_format else None
     if json_schema is not None and body.ignore_eos:
         raise InvalidRequestError(
-            "response_format and ignore_eos contradict each other: JSON ends where it is complete.",
+            f"{response_format_param} and ignore_eos contradict each other: JSON ends where it is complete.",
             param=response_format_param,
         )
     stop = body.stop if isinstance(body.stop, list) else [body.stop] if body.stop else []
     return GenerationParams(
-        max_tokens=body.max_tokens or settings.max_new_tokens,
+        max_tokens=max_tokens or settings.max_new_tokens,
         temperature=settings.temperature if body.temperature is None else body.temperature,
         top_p=body.top_p,
-        top_k=body.top_k,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
         seed=body.seed,
         stop=tuple(stop),
         repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=tuple({int(token): bias for token, bias in (body.logit_bias or {}).items()}.items()),
         ignore_eos=body.ignore_eos,
         json_schema=json_schema,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,33 @@ from pathlib import Path
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.library_service import LibraryService, borrow_from, build_library
+from tru_vlm.api.library_service import LibraryService, borrow_from, build_stores
 from tru_vlm.api.models import Model, Models
 from tru_vlm.api.places import Places
-from tru_vlm.api.planning import PlanAnswer, Planner
+from tru_vlm.api.planning import Planner
+from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.request_run import RequestRun, timed_out
+from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
 from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.workers import WorkerPool
+from tru_vlm.api.workers import StepMetrics, WorkerPool
 from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import MediaSource, VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.plans import PlanAnswer
+from tru_vlm.principal import Principal
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.catalogue import model_labels
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.question import begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
+
+logger = logging.getLogger(__name__)
 
 _MAX_FORM_FIELD_BYTES = 1 << 20
 _MAX_FORM_FIELDS = 64
@@ -71,6 +82,7 @@ class RequestStream:
 
     def __init__(self, run: RequestRun, on_end: Callable[[], None]) -> None:
         self.id = run.id
+        self.request_id = run.request_id
         self._run = run
         self._ended = False
         self._task = asyncio.create_task(run.execute(), name=f"request {run.id}")
@@ -117,6 +129,7 @@ class InferenceService:
         hosted: the models, in order.
         aliases: names that stand for one of several models; of each, the models' weights.
         default: the model or alias of requests that name none; by default the first model.
+        metrics: where its work is counted; by default nobody looks.
     """
 
     def __init__(
@@ -126,8 +139,10 @@ class InferenceService:
         *,
         aliases: Mapping[str, Mapping[str, float]] | None = None,
         default: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.settings = settings
+        self._metrics = metrics or Metrics()
         self.spool = Spool(
             settings.storage_dir / "spool",
             max_bytes=settings.max_spool_bytes,
@@ -146,27 +161,28 @@ class InferenceService:
             max_video_seconds=settings.max_video_seconds,
             max_source_pixels=settings.max_source_pixels,
         )
+        self.url_cache = UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes)
         fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=settings.max_upload_bytes, total_seconds=settings.fetch_timeout_seconds),
             allow_private=settings.allow_private_urls,
             allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
-            cache=UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes),
+            cache=self.url_cache,
         )
-        database, library = build_library(settings, self.spool)
-        borrow = borrow_from(library)
+        stores = build_stores(settings, self.spool)
+        borrow = borrow_from(stores.videos)
         self._source = VideoSource(fetcher, self.spool, borrow, max_bytes=settings.max_upload_bytes)
         self.models = Models([self._model(host) for host in hosted], aliases or {}, default or hosted[0].name)
         self.library = LibraryService(
             settings,
-            database=database,
-            store=library,
+            stores=stores,
             spool=self.spool,
             source=self._source,
             videos=self.videos,
             bounds=self.models.variants_of(self.models.default)[0].planner.bounds,
         )
         self._schemas = SchemaCheck()
+        self.rates = RateCounter(settings.redis_url.get_secret_value())
         capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
         # Work in the background leaves a decode process to the others, where there are several.
@@ -174,7 +190,13 @@ class InferenceService:
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
 
     def _model(self, host: HostedModel) -> Model:
-        workers = WorkerPool(host.socket_directory, host.num_workers, host.settings.max_batch_size)
+        labels = model_labels(host.name)
+        begin_counters(self._metrics, labels)
+        steps = StepMetrics(
+            inter_token=self._metrics.series(catalogue.ITL, **labels),
+            batch_size=self._metrics.series(catalogue.BATCH_SIZE, **labels),
+        )
+        workers = WorkerPool(host.socket_directory, host.num_workers, host.settings.max_batch_size, steps)
         return Model(
             name=host.name,
             settings=host.settings,
@@ -191,6 +213,7 @@ class InferenceService:
 
     async def start(self) -> None:
         """Start decode processes and connect to the workers."""
+        await self.rates.start()
         await self.spool.start()
         await self.library.start()
         await self.videos.start()
@@ -204,16 +227,21 @@ class InferenceService:
         await self.videos.close()
         await self.library.close()
         await self.spool.close()
+        await self.rates.close()
 
     async def receive_form(
-        self, chunks: AsyncIterator[bytes], content_type: str, *, is_plan: bool = False
+        self, chunks: AsyncIterator[bytes], content_type: str, principal: Principal, *, is_plan: bool = False
     ) -> ParsedForm:
-        """Read a multipart body, its file straight to disk.
+        """Read a multipart body of ``principal``, its file straight to disk.
 
         Raises:
             TruError: if the body is malformed or too large, or the server is full; nothing is left on disk.
         """
-        (self._plans if is_plan else self._questions).check()
+        if is_plan:
+            self._plans.check()
+        else:
+            self.rates.check_room(principal)
+            self._questions.check()
         form = await receive_multipart(
             chunks,
             content_type,
@@ -270,36 +298,51 @@ class InferenceService:
         """
         self._source.check(source, param=param)
 
+    def parse_responses(self, body: bytes) -> ResponsesRequest:
+        """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
+        return parse_responses(body, self.settings)
+
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
         for file in files:
             await self.spool.remove(file)
 
-    async def open(self, request: InferenceRequest) -> RequestStream:
-        """Start work on a request.
+    async def open(self, request: InferenceRequest, principal: Principal) -> RequestStream:
+        """Start work on a request of ``principal``.
 
         Raises:
             NotFoundError: there is no such model; its files are removed.
-            OverloadedError: if too many are open; its files are removed.
+            OverloadedError: if too many are open, of all or of this one; its files are removed.
         """
         try:
             run = RequestRun(
                 request,
+                principal,
                 models=self.models,
                 timeout_seconds=self.settings.request_timeout_seconds,
                 videos=self.videos,
                 source=self._source,
                 spool=self.spool,
                 schemas=self._schemas,
+                rates=self.rates,
+                metrics=self._metrics,
                 background_decodes=self._background_decodes,
             )
+            self.rates.check_room(principal)
             self._questions.take(is_background=request.is_background)
         except TruError:
             await self.discard(*request.files)
             raise
-        return RequestStream(run, on_end=self._questions.give_back)
+        self.rates.enter(principal)
 
-    async def plan(self, request: InferenceRequest) -> PlanAnswer:
+        def on_end() -> None:
+            self._questions.give_back()
+            self.rates.leave(principal)
+
+        logger.info("request %s is %s's", run.id, principal.name)
+        return RequestStream(run, on_end)
+
+    async def plan(self, request: InferenceRequest, principal: Principal) -> PlanAnswer:
         """What a request with one video or image would take, without running it; its file is removed.
 
         Raises:
@@ -313,11 +356,11 @@ class InferenceService:
             held.callback(self._plans.give_back)
             try:
                 async with asyncio.timeout(self.settings.request_timeout_seconds):
-                    file = await self._source.file(item.source, param=item.param, owner=request.owner)
+                    file = await self._source.file(item.source, param=item.param, owner=principal.tenant)
                     held.push_async_callback(self.spool.remove, file)
                     model = self.models.at_once(name, request.routing_key)
                     model = model or self.models.by_content(name, request, [file])
-                    probe = await self.videos.inspect(file, item.param)
+                    probe = await self.videos.inspect(file, item.param, principal.cache_salt)
                     return await model.planner.answer(
                         probe, request, size_bytes=file.size_bytes, model=name, variant=model.name
                     )

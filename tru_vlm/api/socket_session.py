@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tru_vlm.api.error_response import new_request_id
 from tru_vlm.api.event_stream import first_of
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, RequestStream
 from tru_vlm.api.socket_messages import (
     SocketCancelBody,
@@ -139,7 +140,9 @@ class SocketSession:
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
         request = self._service.check_body(parse_question(message))
-        stream = await self._service.open(request)
+        principal = principal_of(self._socket)
+        await self._service.rates.count_request(principal)
+        stream = await self._service.open(request, principal)
         chosen = message.chosen or stream.id
         self._live[chosen] = stream
         self._answers.add(asyncio.create_task(self._answer(chosen, stream), name=f"socket answer {stream.id}"))

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tru_vlm.api.affinity import Affinity, AffinityStats
+from tru_vlm.api.engine_totals import EngineTotals
 from tru_vlm.api.link import Abort, Events, Hello, Submit, WorkerConnection, socket_path
-from tru_vlm.engine.base import EngineEvent, FailEvent, FinishEvent
+from tru_vlm.engine.base import EngineEvent, EngineStats, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import UnavailableError
+from tru_vlm.telemetry.metrics import Observer
 from tru_vlm.types import WorkerRequest
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class _Ticket:
     request: WorkerRequest
     is_background: bool = False
     events: asyncio.Queue[WorkerEvent] = field(default_factory=asyncio.Queue)
+    last_token: float | None = None  # when it came
 
 
 @dataclass(slots=True)
@@ -50,7 +54,8 @@ class _Worker:
     worker_id: int
     connection: WorkerConnection | None = None
     hello: Hello | None = None
-    last: Events | None = None
+    stats: EngineStats | None = None
+    totals: EngineTotals = field(default_factory=EngineTotals)
     tickets: dict[str, _Ticket] = field(default_factory=dict)
     num_requests_total: int = 0
     restarts: int = 0
@@ -68,7 +73,8 @@ class WorkerState:
         num_requests_total: what it was given so far, before restarts too.
         restarts: how often it died.
         hello: who it is; None while it starts.
-        last: its last message with events; None when there was none yet.
+        stats: how its engine was when it last told; None while it starts.
+        totals: what its engine has done, before restarts too.
     """
 
     worker_id: int
@@ -77,7 +83,21 @@ class WorkerState:
     num_requests_total: int
     restarts: int
     hello: Hello | None
-    last: Events | None
+    stats: EngineStats | None
+    totals: EngineTotals
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Where the steps of workers are measured.
+
+    Attributes:
+        inter_token: seconds between two tokens of one request.
+        batch_size: requests that got a token in a step.
+    """
+
+    inter_token: Observer
+    batch_size: Observer
 
 
 class WorkerPool:
@@ -87,9 +107,12 @@ class WorkerPool:
         socket_directory: where they listen.
         num_workers: how many there are.
         max_requests_per_worker: rows of a worker's batch.
+        steps: where the steps of workers are measured.
     """
 
-    def __init__(self, socket_directory: Path, num_workers: int, max_requests_per_worker: int) -> None:
+    def __init__(
+        self, socket_directory: Path, num_workers: int, max_requests_per_worker: int, steps: StepMetrics
+    ) -> None:
         self._directory = socket_directory
         self._workers = [_Worker(worker_id) for worker_id in range(num_workers)]
         self._affinity = Affinity(num_workers, max_requests_per_worker)
@@ -97,6 +120,7 @@ class WorkerPool:
         self._waiting: deque[_Ticket] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._met = asyncio.Event()
+        self._steps = steps
 
     def start(self) -> None:
         """Connect to the workers, and again whenever one comes back."""
@@ -148,7 +172,8 @@ class WorkerPool:
                 num_requests_total=w.num_requests_total,
                 restarts=w.restarts,
                 hello=w.hello,
-                last=w.last,
+                stats=w.stats,
+                totals=w.totals,
             )
             for w in self._workers
         ]
@@ -251,11 +276,27 @@ class WorkerPool:
                 case Hello():
                     worker.hello, worker.connection = message, connection
                     worker.kv_cache_tokens = message.stats.kv_cache_tokens
+                    worker.stats = message.stats
+                    worker.totals.update(message.pid, message.stats)
                     self._met.set()
                     self._dispatch()
                 case Events():
-                    worker.last = message
+                    worker.stats = message.stats
+                    if worker.hello is not None:
+                        worker.totals.update(worker.hello.pid, message.stats)
+                    self._measure(worker, message)
                     self._deliver(worker, message)
+
+    def _measure(self, worker: _Worker, message: Events) -> None:
+        now, rows = time.monotonic(), set()
+        for event in message.events:
+            if isinstance(event, TokenEvent) and (ticket := worker.tickets.get(event.request_id)):
+                rows.add(event.request_id)
+                if ticket.last_token is not None:
+                    self._steps.inter_token.observe(now - ticket.last_token)
+                ticket.last_token = now
+        if rows:
+            self._steps.batch_size.observe(len(rows))
 
     def _deliver(self, worker: _Worker, message: Events) -> None:
         for event in message.events:
@@ -269,7 +310,7 @@ class WorkerPool:
         """The worker is gone: what it held fails now; LitServe starts it again."""
         if worker.hello is None:
             return
-        worker.hello, worker.last = None, None
+        worker.hello, worker.stats = None, None
         worker.restarts += 1
         self._affinity.forget(worker.worker_id)
         error = UnavailableError(

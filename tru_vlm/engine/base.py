@@ -62,6 +62,8 @@ class EngineRequest:
     messages: tuple[Message, ...]
     media: tuple[MediaInput, ...]
     generation: GenerationParams
+    cache_salt: str = ""
+    """Keys and values are shared only among requests with the same one."""
 
 
 @dataclass(frozen=True, slots=True)

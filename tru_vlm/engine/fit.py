@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tru_vlm.errors import ContextLengthError
+from collections.abc import Iterable
+
+from tru_vlm.errors import ContextLengthError, InvalidRequestError
 
 
 def check_fits(
@@ -35,3 +37,19 @@ def check_fits(
         raise ContextLengthError(f"{asked}The context has room for {context_tokens}.{advice}")
     if wanted > kv_cache_tokens:
         raise ContextLengthError(f"{asked}The KV cache has room for {kv_cache_tokens}.{advice}")
+
+
+def check_token_ids(token_ids: Iterable[int], *, vocabulary: int, param: str) -> None:
+    """Refuse ids that are no tokens of the model.
+
+    Args:
+        token_ids: what came.
+        vocabulary: how many tokens the model has.
+        param: the request's field that errors name.
+
+    Raises:
+        InvalidRequestError: with the first that is none.
+    """
+    wrong = next((token for token in token_ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise InvalidRequestError(f"{param}: there is no token {wrong}; they are 0 to {vocabulary - 1}.", param=param)

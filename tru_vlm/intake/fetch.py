@@ -8,6 +8,7 @@ same gate.  No proxy, cookie, credential or content encoding is ever used.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import re
 import socket
@@ -71,6 +72,13 @@ class UrlSource(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Trust:
+    """Certificate authorities, once they are loaded; shared by a fetcher and its copies."""
+
+    context: ssl.SSLContext | None
+
+
 class UrlFetcher:
     """Fetches URLs into a spool.  One instance serves any number of fetches at once."""
 
@@ -101,9 +109,16 @@ class UrlFetcher:
         self._allow_private = allow_private
         self._allowed_hosts = allowed_hosts
         self._resolve = resolver or SystemResolver()
-        self._ssl_context = ssl_context
+        self._trust = _Trust(ssl_context)
         self._cache = cache
+        self._cache_salt = ""
         logging.getLogger("httpcore").setLevel(logging.INFO)  # its debug lines hold whole URLs, queries included
+
+    def salted(self, cache_salt: str) -> UrlFetcher:
+        """The same fetcher, finding in the cache only what was fetched under the same salt."""
+        other = copy.copy(self)
+        other._cache_salt = cache_salt  # noqa: SLF001 - of this very class
+        return other
 
     async def fetch(self, url: str, *, param: str = "video_url") -> SpooledFile:
         """The file at a URL, in the spool; it belongs to the caller.
@@ -145,7 +160,7 @@ class UrlFetcher:
     async def _hop(self, url: httpx.URL, param: str) -> SpooledFile | str:
         """One request: the file, or where the server redirects to."""
         addresses = await self._addresses(url, param)
-        known = self._cache.validators(str(url)) if self._cache else None
+        known = self._cache.validators(self._cache_key(url)) if self._cache else None
         try:
             return await self._request(url, addresses, known, param)
         except _CacheMissError:
@@ -189,7 +204,7 @@ class UrlFetcher:
         return await self._download(url, response, param)
 
     async def _reuse(self, url: httpx.URL, cache: UrlCache) -> SpooledFile:
-        file = await cache.take(str(url))
+        file = await cache.take(self._cache_key(url))
         if file is None:
             raise _CacheMissError
         return file
@@ -215,10 +230,13 @@ class UrlFetcher:
             return
         validators = Validators(etag=_header(response, b"etag"), last_modified=_header(response, b"last-modified"))
         try:
-            await self._cache.store(str(url), validators, file)
+            await self._cache.store(self._cache_key(url), validators, file)
         except BaseException:
             await self._spool.remove(file)
             raise
+
+    def _cache_key(self, url: httpx.URL) -> str:
+        return f"{self._cache_salt} {url}"
 
     def _parse(self, text: str, param: str) -> httpx.URL:
         """Text to a checked URL.
@@ -268,9 +286,9 @@ class UrlFetcher:
 
     async def _tls(self) -> ssl.SSLContext:
         """The trust for https, loaded once (it reads some 200 kB of certificates)."""
-        if self._ssl_context is None:
-            self._ssl_context = await self._spool.run(_default_ssl_context)
-        return self._ssl_context
+        if self._trust.context is None:
+            self._trust.context = await self._spool.run(_default_ssl_context)
+        return self._trust.context
 
 
 def is_listed_host(host: str, allowed: frozenset[str]) -> bool:

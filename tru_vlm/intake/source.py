@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from tru_vlm.intake.data_uri import is_data_uri, spool_data_uri
 from tru_vlm.intake.fetch import UrlFetcher
 from tru_vlm.intake.spool import Spool, SpooledFile
-from tru_vlm.types import PUBLIC, KeptVideo
+from tru_vlm.principal import cache_salt_of
+from tru_vlm.types import KeptVideo
 
 MediaSource = SpooledFile | KeptVideo | str
 """A file that has been uploaded, a video that is kept, or an address: a data URI or an http(s) URL."""
@@ -41,13 +42,13 @@ class VideoSource:
         if isinstance(video, str) and not is_data_uri(video):
             self._fetcher.check(video, param=param)
 
-    async def file(self, video: MediaSource, *, param: str, owner: str = PUBLIC) -> SpooledFile:
+    async def file(self, video: MediaSource, *, param: str, owner: str) -> SpooledFile:
         """The video as a file, which the caller removes.
 
         Args:
             video: where it is.
             param: the request's field that held it, for errors.
-            owner: whose kept videos are looked at.
+            owner: whose kept videos, and fetched ones, are looked at: a tenant.
 
         Raises:
             NotFoundError: no such video is kept.
@@ -59,7 +60,7 @@ class VideoSource:
             return await self._borrow(video, owner, param)
         if is_data_uri(video):
             return await spool_data_uri(video, spool=self._spool, max_bytes=self._max_bytes, param=param)
-        return await self._fetcher.fetch(video, param=param)
+        return await self._fetcher.salted(cache_salt_of(owner)).fetch(video, param=param)
 
 
 def is_remote(video: MediaSource) -> bool:

@@ -299,7 +299,7 @@ class SpoolWriter:
                     self._hash.update(piece)
                     file.write(piece)
             except OSError as error:
-                raise _explain_disk_error(error) from error
+                raise explain_disk_error(error) from error
 
     def _open(self) -> BinaryIO:
         if self._file is None:
@@ -405,7 +405,8 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _explain_disk_error(error: OSError) -> Exception:
+def explain_disk_error(error: OSError) -> Exception:
+    """The client's error for a full disk; any other failure as it is."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return storage_full()
     return error

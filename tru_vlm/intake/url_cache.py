@@ -40,14 +40,18 @@ class _Entry:
 
 
 class UrlCache:
-    """Files by URL, bounded in bytes; the least recently used go first.  Lives in the spool, ends with it."""
+    """Files by URL, bounded in bytes; the least recently used go first.  Lives in the spool, ends with it.
+
+    Attributes:
+        num_queries, num_hits: URLs looked up so far (each redirect is one), and those whose file had not changed.
+    """
 
     def __init__(self, *, spool: Spool, max_bytes: int) -> None:
         self._spool = spool
         self._max_bytes = max_bytes
         self._used_bytes = 0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self.num_hits = 0
+        self.num_queries = self.num_hits = 0
 
     @property
     def used_bytes(self) -> int:
@@ -56,6 +60,7 @@ class UrlCache:
 
     def validators(self, url: str) -> Validators | None:
         """What to ask the server with, if the file is here."""
+        self.num_queries += 1
         entry = self._entries.get(_digest(url))
         return entry.validators if entry else None
 

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.video.media import (
     SPATIAL_MERGE_SIZE,
     TEMPORAL_PATCH_SIZE,
     EffectiveSampling,
     MediaProbe,
-    SamplingPlan,
     VideoAllowance,
 )
 from tru_vlm.video.sampling import DEFAULT_MIN_FRAMES

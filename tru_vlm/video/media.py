@@ -134,33 +134,6 @@ class EffectiveSampling:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """What would be sampled, from what the file says.
-
-    Attributes:
-        kind: "video" or "image".
-        num_frames, height, width: shape of the frames.
-        video_tokens: visual tokens that they become.
-        frame_timestamps: estimated time of each, seconds; empty for images.
-        source_fps, sample_fps: frames per second of the file and of the sample; None for images.
-        video_start, video_end: the span that is looked at, seconds; None for images.
-        notes: what was reduced or clamped, and why.
-    """
-
-    kind: MediaKind
-    num_frames: int
-    height: int
-    width: int
-    video_tokens: int
-    frame_timestamps: tuple[float, ...] = ()
-    source_fps: float | None = None
-    sample_fps: float | None = None
-    video_start: float | None = None
-    video_end: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class SampledInfo:
     """Numbers about frames that were written: shape (T, 3, H, W).
 

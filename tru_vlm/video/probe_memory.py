@@ -8,7 +8,7 @@ from tru_vlm.video.media import MediaProbe
 
 
 class ProbeMemory:
-    """Probes by the sha256 of the content, the least recently used go first.
+    """Probes by a key over the content, the least recently used go first.
 
     A probe follows from the content alone, as long as the reader and the ceilings that it was checked against stay the
     same: a memory belongs to one service, which has one of each.
@@ -21,16 +21,16 @@ class ProbeMemory:
         self._max_entries = max_entries
         self._probes: OrderedDict[str, MediaProbe] = OrderedDict()
 
-    def get(self, sha256: str) -> MediaProbe | None:
+    def get(self, key: str) -> MediaProbe | None:
         """What is known of the content; None if nothing is."""
-        probe = self._probes.get(sha256)
+        probe = self._probes.get(key)
         if probe is not None:
-            self._probes.move_to_end(sha256)
+            self._probes.move_to_end(key)
         return probe
 
-    def put(self, sha256: str, probe: MediaProbe) -> None:
+    def put(self, key: str, probe: MediaProbe) -> None:
         """Remember the probe of a content."""
-        self._probes[sha256] = probe
-        self._probes.move_to_end(sha256)
+        self._probes[key] = probe
+        self._probes.move_to_end(key)
         while len(self._probes) > self._max_entries:
             self._probes.popitem(last=False)

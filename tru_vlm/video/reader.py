@@ -26,8 +26,9 @@ from qwen_vl_utils.constants import TOTAL_PIXELS_SHARE
 from qwen_vl_utils.readers import DEFAULT_BACKEND
 from qwen_vl_utils.readers import torchcodec as torchcodec_reader
 from tru_vlm.paths import STATIC_DIR
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.video.failures import DecodeFailure, DecodeSetupError, too_long
-from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, SamplingPlan, num_visual_tokens
+from tru_vlm.video.media import EffectiveSampling, MediaProbe, SampledInfo, num_visual_tokens
 
 _SAMPLE = STATIC_DIR / "samples" / "red-circle.mp4"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")

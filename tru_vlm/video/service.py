@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Self
 
 from tru_vlm.errors import InvalidRequestError, UnsupportedMediaError
+from tru_vlm.plans import SamplingPlan
 from tru_vlm.types import FramesRef, VideoInfo, VideoParams
 from tru_vlm.video.decode_pool import DecodePool, DecodePoolStats
 from tru_vlm.video.failures import DecodeFailure, client_error, too_long
@@ -30,7 +31,6 @@ from tru_vlm.video.media import (
     ReaderName,
     SampledInfo,
     SamplingBounds,
-    SamplingPlan,
     VideoAllowance,
     num_visual_tokens,
 )
@@ -179,21 +179,23 @@ class VideoService:
         """Counters and gauges; cheap."""
         return VideoServiceStats(pool=self._pool.stats(), cache=self._cache.stats())
 
-    async def inspect(self, file: LocalFile, param: str = "video") -> MediaProbe:
+    async def inspect(self, file: LocalFile, param: str = "video", cache_salt: str = "") -> MediaProbe:
         """What a file holds, if the server takes it.  Content that was accepted before is not probed again.
 
         Args:
             file: a complete file.
             param: the request's field that errors name.
+            cache_salt: a tenant's; what is known of a content is found only under the same one, since it is quicker.
 
         Raises:
             UnsupportedMediaError: not a video or image that is read here, or damaged beyond use.
             InvalidRequestError: over a ceiling; the text has the numbers.
         """
-        probe = self._probes.get(file.sha256)
+        key = cache_salt + file.sha256
+        probe = self._probes.get(key)
         if probe is None:
             probe = await self._probe(file, param)
-            self._probes.put(file.sha256, probe)
+            self._probes.put(key, probe)
         return probe
 
     def plan(
@@ -233,6 +235,7 @@ class VideoService:
         *,
         allowance: VideoAllowance | None = None,
         param: str = "video",
+        cache_salt: str = "",
     ) -> FramesLease:
         """Sampled frames of an inspected file: from the cache, or decoded now.
 
@@ -245,6 +248,7 @@ class VideoService:
             bounds: what model and server allow.
             allowance: as for :meth:`plan`; the frames keep to it also when the file's header has lied.
             param: the request's field that errors name.
+            cache_salt: a tenant's, hex digits; frames are found only under the same one, and their key begins with it.
 
         Raises:
             UnsupportedMediaError: it cannot be decoded, or decoding crashed, hung or swelled.
@@ -258,7 +262,9 @@ class VideoService:
 
         try:
             settled = self._settle(probe, params, bounds, allowance)
-            key = content_key(file.sha256, settled.sampling, reader=self._reader_setting, device=self._device)
+            key = content_key(
+                file.sha256, settled.sampling, reader=self._reader_setting, device=self._device, salt=cache_salt
+            )
             num_bytes = self._planned_bytes(probe, settled.sampling)
             lease = await self._cache.get_or_decode(key, decode, num_bytes=num_bytes)
         except DecodeFailure as failure:
@@ -359,10 +365,14 @@ class VideoService:
             raise InvalidRequestError(text, param=param, code="too_many_streams")
 
 
-def content_key(sha256: str, sampling: EffectiveSampling, *, reader: str, device: str) -> str:
-    """The name of these frames: hex digest over the content and everything that makes the frames what they are."""
+def content_key(sha256: str, sampling: EffectiveSampling, *, reader: str, device: str, salt: str = "") -> str:
+    """The name of these frames: hex digest over the content and everything that makes the frames what they are.
+
+    It begins with the salt, which tells whose they are: whoever knows a file and guesses a tenant could else compute
+    the name of the tenant's frames, and learn from them whether the tenant has that file.
+    """
     text = json.dumps([CACHE_FORMAT, sha256, reader, device, sampling.as_dict()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return salt + hashlib.sha256(text.encode()).hexdigest()[len(salt) :]
 
 
 def video_info(info: SampledInfo, *, sampling: EffectiveSampling, notes: tuple[str, ...]) -> VideoInfo:

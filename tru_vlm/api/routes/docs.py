@@ -6,13 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
+from tru_vlm.api.security.headers import DOCS_POLICY
 from tru_vlm.paths import TEMPLATES_DIR
-
-# Swagger UI writes style attributes and data: icons; scripts stay limited to our own files.
-_POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
 
 
 def build_router() -> APIRouter:
@@ -23,6 +18,6 @@ def build_router() -> APIRouter:
     @router.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         """The API's reference, to read and to try."""
-        return templates.TemplateResponse(request, "docs.html", headers={"Content-Security-Policy": _POLICY})
+        return templates.TemplateResponse(request, "docs.html", headers={"Content-Security-Policy": DOCS_POLICY})
 
     return router

@@ -14,6 +14,7 @@ import tru_vlm
 from tru_vlm.api.affinity import AffinityStats
 from tru_vlm.api.job_service import JobService
 from tru_vlm.api.models import Model
+from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
 from tru_vlm.engine.base import EngineStats
@@ -49,7 +50,8 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     async def detailed() -> dict[str, Any]:
         """Models, backends, device memory, queue depth, worker states, decoder backends, limits.
 
-        `model` is the first of `models`; `workers` are those of all models.
+        `model` is the first of `models`; `workers` are those of all models; `metrics` has what `/metrics` reads at
+        each look, under the same words.
         """
         return {
             "status": status(),
@@ -67,6 +69,7 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
             },
             "affinity": _sum([model.workers.affinity_stats() for model in service.models]),
             "video": dataclasses.asdict(service.videos.stats()),
+            "metrics": Readings(service).by_word(),
             "library": dataclasses.asdict(await service.library.store.stats()),
             "jobs": await jobs.stats(),
             "limits": {
@@ -109,7 +112,7 @@ def _model(model: Model) -> dict[str, Any]:
         "num_workers": len(states),
         "num_workers_ready": sum(state.is_ready for state in states),
         "weight_bytes": sum(engine.weight_bytes for engine in engines),
-        "stats": _sum([stats for state in states if (stats := _stats(state))]),
+        "stats": _sum([state.stats for state in states if state.stats]),
         "queue": {
             "num_open": model.places.num_taken,
             "num_running": model.workers.num_running,
@@ -118,12 +121,6 @@ def _model(model: Model) -> dict[str, Any]:
         },
         "affinity": dataclasses.asdict(model.workers.affinity_stats()),
     }
-
-
-def _stats(state: WorkerState) -> EngineStats | None:
-    if state.hello is None:
-        return None
-    return state.last.stats if state.last else state.hello.stats
 
 
 def _sum(counts: Sequence[EngineStats | AffinityStats]) -> dict[str, int]:
@@ -135,7 +132,7 @@ def _sum(counts: Sequence[EngineStats | AffinityStats]) -> dict[str, int]:
 
 
 def _worker(model: Model, state: WorkerState) -> dict[str, Any]:
-    hello, stats = state.hello, _stats(state)
+    hello, stats = state.hello, state.stats
     return {
         "model": model.name,
         "worker_id": state.worker_id,

@@ -15,6 +15,7 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any, read_form, read_json
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import NotFoundError
 
@@ -55,11 +56,13 @@ def build_router(service: InferenceService) -> APIRouter:
         responses={200: {"content": {"image/jpeg": {}}, "description": "The frame."}},
     )
     async def frame(
+        request: Request,
         content_key: Annotated[str, Path(pattern="^[0-9a-f]{16,128}$", description="From `video.frames_url`.")],
         index: Annotated[int, Path(ge=0, description="Number of the frame, from 0.")],
     ) -> Response:
         """A frame that the model saw, as JPEG, while it is in the frame cache."""
-        jpeg = await service.videos.frame_jpeg(content_key, index, _THUMBNAIL_PIXELS)
+        is_own = content_key.startswith(principal_of(request).cache_salt)
+        jpeg = await service.videos.frame_jpeg(content_key, index, _THUMBNAIL_PIXELS) if is_own else None
         if jpeg is None:
             raise NotFoundError("The frame is not (or no longer) in the cache.", param="index")
         return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600, immutable"})

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from tru_vlm import __version__
-from tru_vlm.api.routes.time_links import TextPiece, TimeFinder
+from tru_vlm.api.moments import TextPiece, TimeFinder
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
 from tru_vlm.types import (
@@ -36,6 +36,7 @@ FORM_FIELDS = frozenset(
 )
 """Fields of the page's form; each has a place for its error beside it (``#error-<name>``)."""
 
+PRODUCT = "TRU V2"
 _HTMX_CONFIG = {
     "allowEval": False,
     "allowScriptTags": False,
@@ -104,7 +105,8 @@ class PageContext:
     defaults: FieldDefaults
     max_upload_bytes: int
     max_prompt_characters: int
-    product: str = "TRU V2"
+    has_keys: bool
+    product: str = PRODUCT
     version: str = __version__
 
 
@@ -124,6 +126,7 @@ def page_context(
     default_model: str,
     is_demo: bool,
     samples: Sequence[Sample],
+    has_keys: bool,
 ) -> PageContext:
     """The page's context for this server.
 
@@ -134,6 +137,7 @@ def page_context(
         default_model: the one that answers where none is chosen.
         is_demo: whether there is none but the bundled demo model.
         samples: clips to try.
+        has_keys: whether one signs in, and can sign out.
     """
     return PageContext(
         models=tuple(models),
@@ -150,6 +154,7 @@ def page_context(
         ),
         max_upload_bytes=settings.max_upload_bytes,
         max_prompt_characters=settings.max_prompt_characters,
+        has_keys=has_keys,
     )
 
 
@@ -191,6 +196,10 @@ class PageRenderer:
     def page(self, context: PageContext) -> str:
         """The whole page."""
         return self._render("page.html", page=context)
+
+    def login(self, message: str) -> str:
+        """The form that takes a key; ``message`` says what was wrong with the last one."""
+        return self._render("login.html", product=PRODUCT, message=message)
 
     def answer(self, token: str, question: str) -> str:
         """The card of an answer, which opens the event stream ``token``."""

@@ -18,10 +18,13 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
+from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
+from tru_vlm.api.security.headers import PAGE_POLICY
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, RequestStream
-from tru_vlm.errors import ErrorInfo, InvalidRequestError, NotFoundError, TruError
+from tru_vlm.errors import ErrorInfo, NotFoundError, TruError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent, StatusEvent
 
@@ -32,19 +35,7 @@ _UNCLAIMED_SECONDS = 15.0
 _PATIENCE_SECONDS = 0.5
 _CLOSE = sse_event("close", "")
 
-SECURITY_HEADERS: Mapping[str, str] = {
-    "Content-Security-Policy": (
-        "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-        "connect-src 'self' blob:; font-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
-    "Cache-Control": "no-store",
-}
+_HEADERS: Mapping[str, str] = {"Content-Security-Policy": PAGE_POLICY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +44,7 @@ class StartedAnswer:
 
     stream: RequestStream
     first: list[RequestEvent]
+    tenant: str
 
 
 class UnclaimedAnswers:
@@ -73,12 +65,13 @@ class UnclaimedAnswers:
         asyncio.get_running_loop().call_later(self._lifetime_seconds, self._expire, token)
         return token
 
-    def claim(self, token: str) -> StartedAnswer | None:
-        """The answer of ``token``, once; None if there is none (any more)."""
-        return self._answers.pop(token, None)
+    def claim(self, token: str, tenant: str) -> StartedAnswer | None:
+        """The answer of ``token``, once; None if there is none (any more), or it is another tenant's."""
+        answer = self._answers.get(token)
+        return self._answers.pop(token) if answer is not None and answer.tenant == tenant else None
 
     def _expire(self, token: str) -> None:
-        answer = self.claim(token)
+        answer = self._answers.pop(token, None)
         if answer is not None:
             task = asyncio.create_task(answer.stream.aclose())
             self._cancelling.add(task)
@@ -91,23 +84,23 @@ def build_pages_router(context: AppContext) -> APIRouter:
     service = context.service
     renderer = PageRenderer(TEMPLATES_DIR, STATIC_DIR)
     samples = load_samples(STATIC_DIR)
-    page = renderer.page(
-        page_context(
-            context.settings,
-            models=service.models.names,
-            aliases={alias: tuple(weights) for alias, weights in service.models.aliases.items()},
-            default_model=service.models.default,
-            is_demo=all(model.profile.is_demo for model in service.models),
-            samples=samples,
-        )
+    shown = page_context(
+        context.settings,
+        models=service.models.names,
+        aliases={alias: tuple(weights) for alias, weights in service.models.aliases.items()},
+        default_model=service.models.default,
+        is_demo=all(model.profile.is_demo for model in service.models),
+        samples=samples,
+        has_keys=bool(context.keyring),
     )
+    page = renderer.page(shown)
     unclaimed = UnclaimedAnswers()
 
     @router.head("/", include_in_schema=False)
     @router.get("/", response_class=HTMLResponse)
     async def index() -> Response:
         """The page."""
-        return HTMLResponse(page, headers={**SECURITY_HEADERS, "Cache-Control": "no-cache"})
+        return HTMLResponse(page, headers={**_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
@@ -125,13 +118,13 @@ def build_pages_router(context: AppContext) -> APIRouter:
         if await request.is_disconnected():
             await answer.stream.aclose()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return HTMLResponse(renderer.answer(unclaimed.add(answer), question), headers=SECURITY_HEADERS)
+        return HTMLResponse(renderer.answer(unclaimed.add(answer), question), headers=_HEADERS)
 
     @router.get("/ui/answers/{token}/events", include_in_schema=False)
-    async def events(token: str) -> Response:
+    async def events(token: str, request: Request) -> Response:
         """The answer as it comes; leaving cancels it."""
         rendering = AnswerEvents(renderer, token, shows_model=len(service.models.names) > 1)
-        answer = unclaimed.claim(token)
+        answer = unclaimed.claim(token, principal_of(request).tenant)
         if answer is None:
             gone = NotFoundError("This answer is no longer running. What had arrived is kept; ask again for the rest.")
             body = rendering.error(gone.info()) + _CLOSE
@@ -148,13 +141,12 @@ async def _start(service: InferenceService, request: Request) -> tuple[str, Star
         TruError: if the form cannot be accepted.
         ClientDisconnect: if the browser leaves while it sends.
     """
-    if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        raise InvalidRequestError("The form must be sent from this server's own page.", code="cross_site")
-    form = await service.receive_form(request.stream(), request.headers.get("content-type", ""))
+    principal = principal_of(request)
+    form = await service.receive_form(request.stream(), request.headers.get("content-type", ""), principal)
     parsed = await service.parse_form(form)
-    stream = await service.open(parsed)
+    stream = await service.open(parsed, principal)
     try:
-        return form.fields["prompt"], StartedAnswer(stream, await _early_events(stream))
+        return form.fields["prompt"], StartedAnswer(stream, await _early_events(stream), principal.tenant)
     except BaseException:
         await stream.aclose()
         raise
@@ -185,8 +177,9 @@ def _encode(rendering: AnswerEvents, event: RequestEvent) -> bytes:
 
 def _error(renderer: PageRenderer, error: ErrorInfo) -> Response:
     """An error partial with its status, aimed at the field at fault (else at the foot of the form)."""
+    note_error(error)
     name = form_field(error)
-    headers = {**SECURITY_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
+    headers = {**_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     return HTMLResponse(renderer.field_error(error), error.status, headers)

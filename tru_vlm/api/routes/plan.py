@@ -13,6 +13,7 @@ from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, unless_client_leaves
 from tru_vlm.api.openapi import PLAN_JSON_BODY, PLAN_RESPONSES, PLAN_UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
+from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 
 
@@ -31,7 +32,7 @@ def build_router(service: InferenceService) -> APIRouter:
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         try:
-            answer = await unless_client_leaves(partial(service.plan, parsed), request)
+            answer = await unless_client_leaves(partial(service.plan, parsed, principal_of(request)), request)
         finally:
             await service.discard(*parsed.files)
         if answer is None:

@@ -8,11 +8,10 @@ from starlette.websockets import WebSocket
 
 from tru_vlm.api.error_response import error_response, new_request_id
 from tru_vlm.api.openapi_socket import CLIENT_MESSAGE, DESCRIPTION, RESPONSES
-from tru_vlm.api.security import check_socket
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.socket_protocol import server_drains
 from tru_vlm.api.socket_session import SocketSession
-from tru_vlm.errors import ErrorInfo, TruError
+from tru_vlm.errors import ErrorInfo
 
 _PATH = "/v1/inference/ws"
 _UPGRADE_REQUIRED = ErrorInfo(
@@ -26,11 +25,6 @@ def build_router(service: InferenceService) -> APIRouter:
 
     @router.websocket(_PATH)
     async def socket(websocket: WebSocket) -> None:
-        try:
-            check_socket(websocket, service.settings)
-        except TruError as error:
-            await websocket.send_denial_response(error_response(error.info(), new_request_id()))
-            return
         await SocketSession(service, websocket, server_drains(websocket)).run()
 
     @router.get(

@@ -1,8 +1,9 @@
 """Names blocks of a sequence by their content, so that equal beginnings are found again.  Knows no cache and no owners.
 
 A block's key is a hash over its own tokens and the key of the block before it, hence over everything that its keys and
-values depend on: all tokens up to its end, and for a visual token which frame of which medium it stands for.  The mrope
-positions follow from the same data (``processor/positions.py``).
+values depend on: all tokens up to its end, and for a visual token which frame of which medium it stands for; and over
+the salt, under which alone they are shared.  The mrope positions follow from the same data
+(``processor/positions.py``).
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ import numpy as np
 
 from tru_vlm.engine.base import MediaInput
 from tru_vlm.processor.prompt import MediaSpans, Prompt
-
-ROOT = hashlib.sha256(b"tru_vlm").digest()
-"""Parent of every first block.  A tenant's name would be hashed into it: then nothing at all is found across tenants,
-not even text."""
 
 TOKEN_RECORD = np.dtype([("token_id", "<i8"), ("visual_index", "<i8"), ("medium", "V32")])
 """What is hashed of one token; the last two are zero for text, and for tokens of an answer whatever they are."""
@@ -33,8 +30,10 @@ class BlockChain:
         keys: of the blocks that are full, in order; grows with :meth:`append`.
     """
 
-    def __init__(self, prompt: Prompt, media: Sequence[MediaInput], block_tokens: int) -> None:
+    def __init__(self, prompt: Prompt, media: Sequence[MediaInput], block_tokens: int, *, salt: str = "") -> None:
         self.keys: list[bytes] = []
+        # Parent of the first block: under another salt nothing at all is found, not even text.
+        self._root = hashlib.sha256(f"tru_vlm {salt}".encode()).digest()
         self._block_bytes = block_tokens * TOKEN_RECORD.itemsize
         self._partial = bytearray()
         self._add(_records(prompt, media))
@@ -48,7 +47,7 @@ class BlockChain:
         view, size = memoryview(bytes(self._partial)), self._block_bytes
         num_full_bytes = len(view) // size * size
         for start in range(0, num_full_bytes, size):
-            parent = self.keys[-1] if self.keys else ROOT
+            parent = self.keys[-1] if self.keys else self._root
             self.keys.append(hashlib.sha256(parent + view[start : start + size]).digest())
         del self._partial[:num_full_bytes]
 

@@ -119,8 +119,8 @@ class HfEngine:
 
         Raises:
             ContextLengthError: if it can never fit.
-            InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed,
-                or its id is in use.
+            InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed, a
+                token that it names does not exist, or its id is in use.
             InternalError: if it cannot be prepared for any other reason.
         """
         if request.id in self._rows:

@@ -11,7 +11,7 @@ from tru_vlm.engine.base import MediaInput
 from tru_vlm.engine.hf.vision import Encoder, VisualFeatures
 
 PatchKey = tuple[str, int]
-"""``content_key`` and temporal patch.  A tenant would be a third part."""
+"""``content_key``, which tells whose it is too, and temporal patch."""
 
 
 class FeatureCache:

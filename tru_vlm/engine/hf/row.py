@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tru_vlm.engine.base import EngineRequest, EngineTimings
+from tru_vlm.engine.fit import check_token_ids
 from tru_vlm.engine.hf.block_chain import BlockChain
 from tru_vlm.engine.hf.detokenizer import TextStream
 from tru_vlm.engine.hf.grammar import Grammars
@@ -136,7 +137,8 @@ def prepare_row(
         shared_block_tokens: tokens in a block of the KV cache; None when blocks are not shared.
 
     Raises:
-        InvalidRequestError: if messages and media do not belong together, or the JSON schema cannot be followed.
+        InvalidRequestError: if messages and media do not belong together, the JSON schema cannot be followed, or there
+            is no such token as the bias names.
         ValueError: if a frame's size does not fit the model.
     """
     prompt = build_prompt(profile, request.messages, [media.layout for media in request.media])
@@ -144,8 +146,11 @@ def prepare_row(
         prompt.num_tokens, prompt.spans, spatial_merge_size=profile.spatial_merge_size
     )
     visual = VisualInputs(request.media, prompt)
-    chain = BlockChain(prompt, request.media, shared_block_tokens) if shared_block_tokens else None
+    chain = None
+    if shared_block_tokens:
+        chain = BlockChain(prompt, request.media, shared_block_tokens, salt=request.cache_salt)
     params = request.generation
+    check_token_ids((token for token, _ in params.logit_bias), vocabulary=vocabulary, param="logit_bias")
     grammar = None if params.json_schema is None else grammars.start(params.json_schema)
     sequence = Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens)
     if chain is not None:

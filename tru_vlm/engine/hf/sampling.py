@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,12 +33,18 @@ class RowSampler:
         params: the rules.
         generator: gives the row's uniform numbers.
         seen: bool, (vocabulary,): tokens of prompt and answer; None unless a repetition penalty needs it.
+        bias: float32, (vocabulary,): what is added to logits; None where nothing is.
+        cost: float32, (vocabulary,): what presence and frequency penalty take from logits; None where nothing.
+        counts: how often the answer has each of its tokens; kept for ``cost`` only.
         grammar: what the answer's text must satisfy; None where it is free.
     """
 
     params: GenerationParams
     generator: random.Random = field(repr=False)
     seen: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    cost: torch.Tensor | None = None
+    counts: Counter[int] = field(default_factory=Counter, repr=False)
     grammar: AnswerGrammar | None = None
 
     @staticmethod
@@ -50,11 +57,17 @@ class RowSampler:
         grammar: AnswerGrammar | None = None,
     ) -> RowSampler:
         """A row's sampler; without a seed one is drawn."""
-        seen = None
+        row = RowSampler(params, random.Random(params.seed), grammar=grammar)  # noqa: S311 - sampling, not secrets
         if params.repetition_penalty != 1.0:
-            seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            seen[torch.from_numpy(prompt_ids).to(device)] = True
-        return RowSampler(params, random.Random(params.seed), seen, grammar)  # noqa: S311 - sampling, not secrets
+            row.seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+            row.seen[torch.from_numpy(prompt_ids).to(device)] = True
+        if params.logit_bias:
+            ids, values = zip(*params.logit_bias, strict=True)
+            row.bias = torch.zeros(vocabulary, device=device)
+            row.bias[torch.tensor(ids, device=device)] = torch.tensor(values, device=device)
+        if params.presence_penalty or params.frequency_penalty:
+            row.cost = torch.zeros(vocabulary, device=device)
+        return row
 
     def accept(self, token: int) -> None:
         """The row's answer goes on with this token.
@@ -64,6 +77,9 @@ class RowSampler:
         """
         if self.seen is not None:
             self.seen[token] = True
+        if self.cost is not None:
+            self.counts[token] += 1
+            self.cost[token] = self.params.presence_penalty + self.params.frequency_penalty * self.counts[token]
         if self.grammar is not None:
             self.grammar.accept(token)
 
@@ -76,18 +92,17 @@ class RowSampler:
 def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | SamplingError | InvalidRequestError]:
     """The next token of each row.
 
-    Repetition penalty, grammar, temperature, top-k and top-p apply in this order, as in Transformers' ``generate``.
+    Bias, repetition penalty, presence and frequency penalty, grammar, temperature, min-p, top-k and top-p apply in
+    this order, which is vLLM's.  So it is in Transformers' ``generate``, except that min-p comes last there.
 
     Args:
-        logits: float32, (R, vocabulary); overwritten where rows have a repetition penalty or a grammar.
+        logits: float32, (R, vocabulary); overwritten where rows have a bias, a penalty or a grammar.
         rows: R samplers.
 
     Returns:
         R tokens, or the error of a row whose logits are not finite or whose grammar cannot be followed.
     """
-    for row, row_logits in zip(rows, logits, strict=True):
-        if row.seen is not None:
-            _penalise(row_logits, row.seen, row.params.repetition_penalty)
+    _penalise(logits, rows)
     refused = _constrain(logits, rows)
     highest, greedy = logits.max(dim=-1)
     tokens: list[int] = greedy.tolist()
@@ -138,9 +153,20 @@ def _groups(rows: Sequence[RowSampler]) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def _penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
-    """Make seen tokens less likely, in place (Keskar et al., 2019, CTRL, section 4.1)."""
-    logits.copy_(torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits))
+def _penalise(logits: torch.Tensor, rows: Sequence[RowSampler]) -> None:
+    """Add each row's bias and make what it has said less likely, in place: each rule once for all rows that have it."""
+    biased = {index: row.bias for index, row in enumerate(rows) if row.bias is not None}
+    if biased:
+        logits[list(biased)] += torch.stack(list(biased.values()))
+    repeating = {index: row.seen for index, row in enumerate(rows) if row.seen is not None}
+    if repeating:  # Keskar et al., 2019, CTRL, section 4.1
+        part = logits[list(repeating)]
+        penalty = torch.tensor([[rows[index].params.repetition_penalty] for index in repeating], device=logits.device)
+        penalised = torch.where(part > 0, part / penalty, part * penalty)
+        logits[list(repeating)] = torch.where(torch.stack(list(repeating.values())), penalised, part)
+    costly = {index: row.cost for index, row in enumerate(rows) if row.cost is not None}
+    if costly:
+        logits[list(costly)] -= torch.stack(list(costly.values()))
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int]:
@@ -149,6 +175,9 @@ def _draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int]:
     params = [row.params for row in rows]
     logits = logits / torch.tensor([[p.temperature] for p in params], device=device)
     uniform = torch.tensor([[row.generator.random()] for row in rows], device=device)
+    if any(p.min_p > 0 for p in params):
+        least = logits.amax(dim=-1, keepdim=True) + torch.tensor([[_log(p.min_p)] for p in params], device=device)
+        logits = logits.masked_fill(logits < least, -math.inf)
     if params[0].top_k == 0 and params[0].top_p >= 1:
         return _pick(logits.softmax(dim=-1), uniform)[:, 0].tolist()
     logits, order = logits.sort(dim=-1, descending=True)
@@ -161,6 +190,10 @@ def _draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int]:
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     return order.gather(1, _pick(probabilities, uniform))[:, 0].tolist()
+
+
+def _log(part: float) -> float:
+    return math.log(part) if part > 0 else -math.inf
 
 
 def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

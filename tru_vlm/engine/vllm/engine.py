@@ -22,7 +22,7 @@ from tru_vlm.engine.base import (
     FinishEvent,
     TokenEvent,
 )
-from tru_vlm.engine.fit import check_fits
+from tru_vlm.engine.fit import check_fits, check_token_ids
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
 from tru_vlm.engine.vllm.environment import marked_children, prepare_environment
 from tru_vlm.engine.vllm.guardian import Guardian
@@ -128,8 +128,8 @@ class VllmEngine:
 
         Raises:
             ContextLengthError: if it can never fit.
-            InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed,
-                or its id is in use.
+            InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed, a
+                token that it names does not exist, or its id is in use.
             InternalError: if it cannot be prepared for any other reason.
         """
         if request.id in self._jobs:
@@ -214,6 +214,11 @@ class VllmEngine:
         )
         if request.generation.json_schema is not None:
             check_schema(request.generation.json_schema)
+        check_token_ids(
+            (token for token, _ in request.generation.logit_bias),
+            vocabulary=self._vllm_config.model_config.get_vocab_size(),
+            param="logit_bias",
+        )
         max_item_tokens = int(self._runner.llm.input_processor.mm_encoder_cache_size)
         return Job(
             request=request,

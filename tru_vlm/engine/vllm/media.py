@@ -129,13 +129,14 @@ def processed(item: Item, profile: ModelProfile) -> Any:
     )
 
 
-def engine_input(prompt: Prompt, items: Sequence[Item], data: Sequence[Any]) -> Any:
+def engine_input(prompt: Prompt, items: Sequence[Item], data: Sequence[Any], *, cache_salt: str = "") -> Any:
     """A prompt with its items as vLLM's rendered input.
 
     Args:
         prompt: with its visual tokens in place.
         items: in its order.
         data: of each: what :func:`processed` gave, or None where vLLM has it.
+        cache_salt: keys and values are shared under the same one only; empty for none.
     """
     import torch
     from vllm.inputs.engine import mm_input, tokens_input
@@ -143,7 +144,7 @@ def engine_input(prompt: Prompt, items: Sequence[Item], data: Sequence[Any]) -> 
 
     token_ids = prompt.token_ids.tolist()
     if not items:
-        return tokens_input(token_ids)
+        return tokens_input(token_ids, cache_salt=cache_salt or None)
     kinds = list(dict.fromkeys(item.media.kind for item in items))
     of_kind = {kind: [index for index, item in enumerate(items) if item.media.kind == kind] for kind in kinds}
 
@@ -156,4 +157,5 @@ def engine_input(prompt: Prompt, items: Sequence[Item], data: Sequence[Any]) -> 
         MultiModalKwargsItems({kind: [data[index] for index in of_kind[kind]] for kind in kinds}),
         {kind: [items[index].key for index in of_kind[kind]] for kind in kinds},
         {kind: [place(items[index]) for index in of_kind[kind]] for kind in kinds},
+        cache_salt=cache_salt or None,
     )

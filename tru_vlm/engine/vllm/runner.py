@@ -178,7 +178,8 @@ class Runner:
         try:
             data = await self._data_of(job)
             job.preparation_seconds += time.perf_counter() - job.submitted
-            async for output in self.llm.generate(engine_input(job.prompt, job.items, data), job.params, vllm_id):
+            prompt = engine_input(job.prompt, job.items, data, cache_salt=job.request.cache_salt)
+            async for output in self.llm.generate(prompt, job.params, vllm_id):
                 if self._is_cache_miss(job, output):
                     job.submitted = time.perf_counter()
                     return False

@@ -1,0 +1,109 @@
+"""An assistant's side: `tru-vlm mcp` as a process, spoken to with the official SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import requests
+from mcp import Client, StdioServerParameters
+from support import ROOT, Server
+
+QUESTION = "What happens in this video?"
+ANSWER = "A red circle moves left."
+
+
+@asynccontextmanager
+async def assistant(base: str) -> AsyncIterator[Client]:
+    """As examples/mcp.json configures it, but for the interpreter and the address."""
+    (config,) = json.loads((ROOT / "examples" / "mcp.json").read_text())["mcpServers"].values()
+    assert config["command"] == "tru-vlm"
+    assert config["env"].keys() == {"TRU_BASE_URL"}
+    parameters = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "tru_vlm", *config["args"]],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TRU_BASE_URL": base},
+    )
+    async with Client(parameters) as client:
+        yield client
+
+
+def queue(server: Server) -> dict[str, int]:
+    return requests.get(server.base + "/v1/health/detailed", timeout=10).json()["queue"]
+
+
+def test_tools_answer_with_progress(server: Server, clip: Path) -> None:
+    progress: list[tuple[float, str | None]] = []
+
+    async def on_progress(value: float, _total: float | None, message: str | None) -> None:
+        progress.append((value, message))
+
+    async def talk() -> None:
+        async with assistant(server.base) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert tools.keys() == {"ask_video", "plan_video", "list_models"}
+            assert tools["ask_video"].input_schema["required"] == ["video", "question"]
+            asked = {"video": str(clip), "question": QUESTION}
+            answer = await client.call_tool("ask_video", asked, progress_callback=on_progress)
+            assert not answer.is_error
+            assert json.loads(answer.content[0].text)["text"].startswith("A red circle")
+            plan = await client.call_tool("plan_video", {"video": str(clip), "max_frames": 4})
+            assert json.loads(plan.content[0].text)["sampling"]["num_frames"] == 4
+            models = await client.call_tool("list_models", {})
+            assert "demo" in models.content[0].text
+
+    asyncio.run(talk())
+    values = [value for value, _ in progress]
+    assert values == sorted(set(values))
+    assert "decoding" in {message for _, message in progress}
+    assert "circle" in "".join(message or "" for _, message in progress)
+
+
+def test_what_goes_wrong_is_told_in_a_sentence(server: Server, clip: Path, tmp_path: Path) -> None:
+    async def talk() -> None:
+        async with assistant(server.base) as client:
+            for arguments, words in (
+                ({"video": str(tmp_path / "none.mp4"), "question": "?"}, "none.mp4"),
+                ({"video": str(clip), "question": "?", "video_start": 100}, "video_start"),
+                ({"video": str(clip), "question": "?", "fps": -1}, "fps"),
+            ):
+                result = await client.call_tool("ask_video", arguments)
+                assert result.is_error
+                assert words in result.content[0].text
+        async with assistant("http://127.0.0.1:9") as client:
+            result = await client.call_tool("list_models", {})
+            assert result.is_error
+            assert "Cannot reach" in result.content[0].text
+
+    asyncio.run(talk())
+
+
+def test_cancelling_a_call_stops_the_server_s_work(server: Server, clip: Path) -> None:
+    async def talk() -> None:
+        begun = asyncio.Event()
+
+        async def on_progress(_value: float, _total: float | None, message: str | None) -> None:
+            if message in {"generating", "prefilling"}:
+                begun.set()
+
+        async with assistant(server.base) as client:
+            # The prompt makes a long prefill, the temperature a long answer: time enough to be cancelled in.
+            asked = {"video": str(clip), "question": "Describe every second. " * 1200}
+            call = asyncio.create_task(client.call_tool("ask_video", asked, progress_callback=on_progress))
+            await asyncio.wait_for(begun.wait(), 60)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            deadline = time.monotonic() + 30
+            while queue(server)["num_open"]:
+                assert time.monotonic() < deadline, "the server works on"
+                await asyncio.sleep(0.02)
+            assert call.cancelled()
+            assert not (await client.call_tool("list_models", {})).is_error
+
+    asyncio.run(talk())

@@ -1,0 +1,1 @@
+"""A long load with faults: ``make soak``."""

@@ -1,0 +1,91 @@
+"""What goes wrong while visitors come: each fault is put on, and perhaps taken off.  Knows the server's processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Target:
+    """The server that faults are done to.
+
+    Attributes:
+        base: its address.
+        pid: of its first process.
+        folder: has its storage.
+        is_small_disk: whether its storage is a file system of its own, which can be filled.
+    """
+
+    base: str
+    pid: int
+    folder: Path
+    is_small_disk: bool
+
+
+def health(target: Target) -> dict[str, Any]:
+    """The whole of ``/v1/health/detailed``."""
+    with urllib.request.urlopen(f"{target.base}/v1/health/detailed", timeout=30) as answer:
+        body: dict[str, Any] = json.load(answer)
+    return body
+
+
+def family(target: Target) -> list[psutil.Process]:
+    """The server's processes."""
+    first = psutil.Process(target.pid)
+    return [first, *first.children(recursive=True)]
+
+
+def kill_a_decode_child(target: Target) -> None:
+    """In the middle of a file, as the kernel does when memory runs out."""
+    templates = []
+    for process in family(target):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "tru_vlm.video.decode_template" in process.cmdline():
+                templates.append((process.create_time(), process.pid, process))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        max(templates)[2].kill()  # the oldest is the template, from which the others are forked
+
+
+def kill_a_worker(target: Target) -> None:
+    """With everything that it holds."""
+    with contextlib.suppress(ProcessLookupError, IndexError):
+        os.kill(next(worker["pid"] for worker in health(target)["workers"] if worker["pid"]), signal.SIGKILL)
+
+
+def fill_the_disk(target: Target) -> None:
+    """To the last byte."""
+    storage = target.folder / "storage"
+    with (storage / "filler").open("wb") as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"\0" * (1 << 20))
+            filler.flush()
+
+
+def free_the_disk(target: Target) -> None:
+    """Again."""
+    (target.folder / "storage" / "filler").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size_bytes: int) -> Iterator[bool]:
+    """A file system of its own at ``folder/storage``, if this process may mount one; says whether it did."""
+    storage = folder / "storage"
+    storage.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(storage)]
+    done = os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
+    try:
+        yield done
+    finally:
+        if done:
+            subprocess.run(["umount", "--lazy", str(storage)], check=True)

@@ -1,0 +1,104 @@
+"""One exchange with a client, as metrics and logs see it: its id, its route, how it ended.  It knows no HTTP framework.
+
+The current one travels with the task (a context variable), so that nothing has to pass it along.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tru_vlm.errors import ErrorInfo
+
+Outcome = Literal["success", "abort", "rejected", "error"]
+
+UNMATCHED = "unmatched"
+"""The route of a path that is none."""
+
+_SERVER_ERROR = 500
+_CLIENT_ERROR = 400
+_CLIENT_CLOSED_REQUEST = 499
+_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """See the module's docstring.
+
+    Attributes:
+        request_id: the client's, where it sent a sane one; in every line of the log, and in the answer's header.
+        is_id_taken: whether it must not be the id of a question: it has been of one, or the client chose it.
+        is_connection: whether any number of questions come through it, each with an id of its own.
+        method: HTTP's.
+        find_route: tells the template of the route, never the path, as soon as it is known.
+        status: of the answer; None before it began.
+        error: what the client was told was wrong.
+        outcome: how the question that it opened ended; None without one, or while it runs.
+        has_question: whether it opened a question, which is counted by itself.
+        is_over: whether the exchange has ended; a question of the page outlives it.
+        received: when it began (``monotonic``).
+    """
+
+    request_id: str
+    is_id_taken: bool = False
+    method: str = ""
+    find_route: Callable[[], str] = lambda: UNMATCHED
+    status: int | None = None
+    error: ErrorInfo | None = None
+    outcome: Outcome | None = None
+    has_question: bool = False
+    is_over: bool = False
+    is_connection: bool = False
+    received: float = field(default_factory=time.monotonic)
+
+    @property
+    def route(self) -> str:
+        """The template of the route."""
+        return self.find_route()
+
+    def outcome_now(self) -> Outcome:
+        """How it ended: its question's outcome, or else what the status says."""
+        if self.outcome is not None:
+            return self.outcome
+        return "abort" if self.status is None else outcome_of(self.status)
+
+
+_current: ContextVar[Exchange | None] = ContextVar("tru_vlm_exchange", default=None)
+
+
+def begin_exchange(request_id: str | None, method: str, find_route: Callable[[], str]) -> Exchange:
+    """Make an exchange the current one of this task, and of those that it starts.
+
+    Args:
+        request_id: what the client calls it; replaced where it is no sane id.
+        method: HTTP's.
+        find_route: tells the template of its route.
+    """
+    is_sane = request_id is not None and _SANE_ID.fullmatch(request_id) is not None
+    exchange = Exchange(request_id if request_id and is_sane else new_id(), is_sane, method, find_route)
+    _current.set(exchange)
+    return exchange
+
+
+def current_exchange() -> Exchange | None:
+    """The exchange that this task belongs to."""
+    return _current.get()
+
+
+def new_id() -> str:
+    """An id of our own."""
+    return f"req-{uuid.uuid4().hex}"
+
+
+def outcome_of(status: int) -> Outcome:
+    """What a status says."""
+    if status == _CLIENT_CLOSED_REQUEST:
+        return "abort"
+    if status >= _SERVER_ERROR:
+        return "error"
+    return "rejected" if status >= _CLIENT_ERROR else "success"

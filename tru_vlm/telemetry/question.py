@@ -1,0 +1,112 @@
+"""What is measured of one question, from its opening to its one terminal event.  It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from tru_vlm.errors import ErrorInfo
+from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.catalogue import Metric, model_labels
+from tru_vlm.telemetry.exchange import Exchange, Outcome, current_exchange, new_id, outcome_of
+from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.types import Answer, Stage, VideoInfo
+
+_STAGES: Mapping[str, Metric] = {
+    "fetch": catalogue.FETCH,
+    "probe": catalogue.PROBE,
+    "video_decode": catalogue.VIDEO_DECODE,
+}
+
+
+def begin_counters(metrics: Metrics, labels: Mapping[str, str]) -> None:
+    """Export the counters of a model's questions from the start, as far as their labels are known."""
+    for reason in ("stop", "length"):
+        metrics.begin(catalogue.REQUEST_SUCCESS, finished_reason=reason, **labels)
+    for stage in get_args(Stage):
+        metrics.begin(catalogue.REQUEST_ABORTS, stage=stage, **labels)
+
+
+class QuestionRecord:
+    """Counts one question.
+
+    Args:
+        metrics: where.
+        model_name: the model or alias that it asks for.
+
+    Attributes:
+        request_id: of the exchange that opened it.
+        id: unique on this server; the same, unless the client chose that one or it opened another question before.
+    """
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self._metrics = metrics
+        self._labels = model_labels(model_name, variant="")
+        self._exchange = current_exchange() or Exchange(new_id())
+        self.request_id = new_id() if self._exchange.is_connection else self._exchange.request_id
+        self.id = new_id() if self._exchange.is_id_taken and not self._exchange.is_connection else self.request_id
+        self._exchange.is_id_taken = True
+
+    def opened(self) -> None:
+        """From now on it is counted here, once, and not as its exchange's."""
+        self._exchange.has_question = True
+
+    def chosen(self, variant: str) -> None:
+        """It is this model that answers."""
+        self._labels = model_labels(self._labels["model_name"], variant)
+
+    def sampled(self, videos: list[VideoInfo]) -> None:
+        """Its frames are there."""
+        if videos:
+            self._observe(catalogue.NUM_FRAMES, sum(video.num_frames for video in videos))
+            self._observe(catalogue.VISUAL_TOKENS, sum(video.video_tokens for video in videos))
+
+    def first_token(self, seconds: float) -> None:
+        """Its answer begins, so long after its receipt."""
+        self._observe(catalogue.TTFT, seconds)
+
+    def answered(self, answer: Answer, stages: Mapping[str, float]) -> None:
+        """It was answered to the end.
+
+        Args:
+            answer: the answer.
+            stages: seconds by stage of those before the queue that it went through.
+        """
+        timings, usage = answer.timings, answer.usage
+        self._count(catalogue.REQUEST_SUCCESS, finished_reason=answer.finish_reason)
+        for name, metric in _STAGES.items():
+            if name in stages:
+                self._observe(metric, stages[name])
+        self._observe(catalogue.QUEUE, timings.queue)
+        self._observe(catalogue.PREPROCESS, timings.preprocess)
+        self._observe(catalogue.PREFILL, timings.prefill)
+        self._observe(catalogue.DECODE, timings.total - timings.time_to_first_token)
+        self._observe(catalogue.E2E, timings.total)
+        self._observe(catalogue.PROMPT_TOKENS_HISTOGRAM, usage.prompt_tokens)
+        self._observe(catalogue.GENERATION_TOKENS_HISTOGRAM, usage.completion_tokens)
+        self._end("success")
+
+    def aborted(self, stage: Stage) -> None:
+        """It was stopped, in a stage."""
+        self._count(catalogue.REQUEST_ABORTS, stage=stage)
+        self._end("abort")
+
+    def failed(self, error: ErrorInfo) -> None:
+        """It ended with an error."""
+        outcome = outcome_of(error.status)
+        if outcome == "rejected":
+            self._metrics.count(catalogue.REJECTIONS, route=self._exchange.route, cause=error.code)
+        else:
+            self._count(catalogue.REQUEST_FAILURES, code=error.code)
+        self._exchange.error = error
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
+        self._count(catalogue.REQUESTS, route=self._exchange.route, outcome=outcome)
+        self._exchange.outcome = outcome
+
+    def _count(self, metric: Metric, **labels: str) -> None:
+        self._metrics.count(metric, **labels, **self._labels)
+
+    def _observe(self, metric: Metric, value: float) -> None:
+        self._metrics.observe(metric, value, **self._labels)
