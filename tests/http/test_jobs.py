@@ -226,3 +226,67 @@ def test_a_question_does_not_wait_for_jobs(server: Server) -> None:
     assert health["jobs"]["items_running"] <= 2
     ended = requests.delete(f"{server.base}/v1/jobs/{job['id']}", timeout=TIMEOUT).json()
     assert ended["counts"]["remaining"] > 0
+
+
+# Long videos
+
+
+def submit_long(server: Server, **fields: Any) -> requests.Response:
+    body = {
+        "kind": "long_video",
+        "prompt": "What happens first?",
+        "span_prompt": QUESTION,
+        "span_seconds": 5.0,
+        "generation_params": {"temperature": 0.0, "max_tokens": 24},
+        **fields,
+    }
+    return requests.post(f"{server.base}/v1/inference/batch", json=body, timeout=TIMEOUT)
+
+
+def test_a_long_video_becomes_a_timeline_and_an_answer(server: Server, clips: dict[str, Path]) -> None:
+    with clips["two"].open("rb") as file:
+        video_id = requests.post(f"{server.base}/v1/videos", files={"video": file}, timeout=TIMEOUT).json()["id"]
+    response = submit_long(server, video_id=video_id)
+    assert requests.delete(f"{server.base}/v1/videos/{video_id}", timeout=TIMEOUT).status_code == 204
+    assert (response.status_code, response.json()["kind"]) == (202, "long_video")
+    done = until_ended(server, response.json())
+    assert (done["status"], done["counts"]["total"], done["progress"]) == ("succeeded", 3, 1.0)
+    first, second = done["timeline"]
+    assert (first["start"], first["end"], second["start"]) == (0.0, 5.0, 5.0)
+    assert second["end"] == pytest.approx(10, abs=0.2)
+    assert "red circle" in first["text"].lower()
+    assert "blue square" in second["text"].lower()
+    assert done["answer"] is not None  # the demo model was taught nothing about texts without a video
+    lines = results(server, done)
+    assert [line["custom_id"] for line in lines] == ["span-0", "span-1", "answer"]
+    assert [line["response"]["body"]["video"] is None for line in lines] == [False, False, True]
+    assert lines[-1]["response"]["body"]["text"] == done["answer"]
+
+
+def test_a_long_video_from_an_address_is_fetched_when_its_turn_comes(server: Server) -> None:
+    url = sample(server, "cross-then-circle")
+    done = until_ended(server, submit_long(server, video_url=url, video_params={"video_start": 1.0}).json())
+    assert (done["status"], done["timeline"][0]["start"]) == ("succeeded", 1.0)
+    lost = until_ended(server, submit_long(server, video_url=f"{server.base}/static/none.mp4").json())
+    assert (lost["status"], lost["error"]["param"], lost["timeline"]) == ("failed", "video_url", [])
+    picture = until_ended(server, submit_long(server, video_url=url.replace(".mp4", ".jpg")).json())
+    assert (picture["status"], picture["error"]["code"]) == ("failed", "unsupported_media")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"span_seconds": 0.5}, 400, "span_seconds"),
+        ({"span_seconds": None}, 400, "span_seconds"),
+        ({"overlap_seconds": 3.0}, 400, "overlap_seconds"),
+        ({"span_prompt": ""}, 400, "span_prompt"),
+        ({"video_url": "file:///etc/passwd"}, 400, "video_url"),
+        ({"video_url": None}, 400, "video_url"),
+        ({"video_url": None, "video_id": ABSENT}, 404, "video_id"),
+        ({"model": "other"}, 404, "model"),
+        ({"items": []}, 400, "items"),
+    ],
+)
+def test_a_wrong_long_video_is_named(server: Server, change: dict[str, Any], status: int, param: str) -> None:
+    response = submit_long(server, **{"video_url": sample(server), **change})
+    assert (response.status_code, error_of(response)["param"]) == (status, param)

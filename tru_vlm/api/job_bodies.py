@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tru_vlm.api.bodies import Body, parse_object, validate
+from tru_vlm.api.bodies import Body, GenerationParamsBody, VideoId, VideoParamsBody, conflict, parse_object, validate
 from tru_vlm.api.chat_request import check_chat
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.schemas import UrlRequestBody, build_request
+from tru_vlm.api.schemas import ModelName, Prompt, UrlRequestBody, VideoUrl, build_request, check_length
 from tru_vlm.errors import InvalidRequestError, TruError
 from tru_vlm.intake.source import MediaSource
 from tru_vlm.jobs.tables import NewItem
@@ -20,6 +20,8 @@ from tru_vlm.settings import Settings
 from tru_vlm.types import KeptVideo
 
 NATIVE_ROUTE, CHAT_ROUTE = "/v1/inference/url", "/v1/chat/completions"
+DEFAULT_SPAN_PROMPT = "Describe what happens in this video."
+MAX_SPAN_SECONDS = 24 * 3600.0
 
 CustomId = Annotated[
     str, Field(min_length=1, max_length=512, description="Your name for it, unique in the job.", examples=["clip-17"])
@@ -60,6 +62,38 @@ class BatchLineBody(Body):
     method: Literal["POST"] = "POST"
     url: Literal["/v1/inference/url", "/v1/chat/completions"]
     body: dict[str, Any] = Field(description="The body of that route, without `stream`.")
+
+
+class LongVideoJobBody(Body):
+    """A long video: give `video_url` or `video_id`. It is described span by span, and then the question is answered."""
+
+    kind: Literal["long_video"]
+    video_url: VideoUrl | None = None
+    video_id: VideoId | None = None
+    prompt: Prompt = Field(description="The question that is answered from the timeline.")
+    span_seconds: Annotated[float, Field(ge=1, le=MAX_SPAN_SECONDS)] = Field(
+        description="Length of a span.", examples=[30.0]
+    )
+    overlap_seconds: Annotated[float, Field(ge=0, le=MAX_SPAN_SECONDS)] = Field(
+        0.0, description="How long before the end of a span the next one begins; less than half of `span_seconds`."
+    )
+    span_prompt: Prompt = Field(DEFAULT_SPAN_PROMPT, description="What is asked about each span.")
+    video_params: VideoParamsBody = Field(
+        VideoParamsBody(), description="How each span is sampled; `video_start` and `video_end` bound the whole."
+    )
+    generation_params: GenerationParamsBody = Field(
+        GenerationParamsBody(), description="How captions and answer are generated; `response_format` is the answer's."
+    )
+    model: ModelName | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> LongVideoJobBody:
+        if self.overlap_seconds * 2 >= self.span_seconds:
+            text = (
+                f"overlap_seconds ({self.overlap_seconds}) must be less than half of span_seconds ({self.span_seconds})"
+            )
+            raise conflict("overlap_seconds", text)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +169,14 @@ def parse_route(route: str, body: Mapping[str, Any], settings: Settings) -> Infe
     return build_request(validate(UrlRequestBody, body), settings)
 
 
-def parse_batch(body: bytes, checks: Checks) -> Batch:
-    """A JSON body with `items`.
+def parse_batch(values: Mapping[str, Any], checks: Checks) -> Batch:
+    """A body with `items`.
 
     Raises:
         TruError: naming the item and the field at fault.
     """
-    values = parse_object(body)
-    given = values.pop("items", None)
-    validate(BatchHeadBody, values)
+    given = values.get("items")
+    validate(BatchHeadBody, {name: value for name, value in values.items() if name != "items"})
     if not isinstance(given, list):
         what = "is missing" if given is None else "must be a list"
         raise InvalidRequestError(f"The field items {what}.", param="items", code="missing_field")
@@ -176,6 +209,31 @@ def parse_lines(content: bytes, checks: Checks) -> Batch:
                     raise InvalidRequestError("nothing is streamed in a job; leave stream out.", param="stream")
                 batch.add(NewItem(line.custom_id, line.url, line.body), checks, at=f"file.{number}.body.")
     return batch
+
+
+def parse_long_video(values: Mapping[str, Any], checks: Checks) -> LongVideoJobBody:
+    """A body whose kind is `long_video`.
+
+    Raises:
+        TruError: naming the field at fault.
+    """
+    job = validate(LongVideoJobBody, values)
+    checks.check(build_request(whole_body(job), checks.settings))
+    with _named("", "span_prompt"):
+        check_length(len(job.span_prompt), checks.settings, param="")
+    return job
+
+
+def whole_body(job: LongVideoJobBody) -> UrlRequestBody:
+    """The question of a long video's job as if it were asked about the whole."""
+    return UrlRequestBody(
+        video_url=job.video_url,
+        video_id=job.video_id,
+        prompt=job.prompt,
+        video_params=job.video_params,
+        generation_params=job.generation_params,
+        model=job.model,
+    )
 
 
 def _check_number(number: int, checks: Checks, *, param: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+from tru_vlm.api.bodies import media_source, parse_object
 from tru_vlm.api.job_answers import job_answer
-from tru_vlm.api.job_bodies import Batch, Checks, parse_batch, parse_lines
+from tru_vlm.api.job_bodies import Batch, Checks, parse_batch, parse_lines, parse_long_video
 from tru_vlm.api.job_work import ServiceWork
-from tru_vlm.api.openapi_jobs import JobAnswer
+from tru_vlm.api.long_video import answer_of, spans_of, timeline_of
+from tru_vlm.api.openapi_jobs import JobAnswer, TimelineEntry
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stopping import is_stopping
 from tru_vlm.database import Database
@@ -20,7 +24,8 @@ from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.process_lock import ProcessLock
 from tru_vlm.jobs.runner import JobRunner
 from tru_vlm.jobs.store import JobStore, new_job_id
-from tru_vlm.jobs.tables import Job, JobEvent, Result
+from tru_vlm.jobs.tables import Job, JobEvent, Kind, NewItem, Result
+from tru_vlm.types import KeptVideo
 
 _PAGE = 100
 _LOOK_SECONDS = 1.0
@@ -45,7 +50,7 @@ class JobService:
         self._runner = JobRunner(
             self.store,
             self._files,
-            ServiceWork(service, self._files),
+            ServiceWork(service, self._files, self.store),
             lock=ProcessLock(settings.storage_dir / "jobs.lock"),
             bell=self._bell,
             concurrency=settings.job_concurrency,
@@ -75,8 +80,16 @@ class JobService:
         }
 
     def answer(self, job: Job) -> JobAnswer:
-        """The job as clients read it."""
+        """The job as lists have it, without what was found out."""
         return job_answer(job, ttl_seconds=self._service.settings.job_ttl_seconds)
+
+    async def whole_answer(self, job: Job) -> JobAnswer:
+        """The job as clients read it; a long video's with its timeline and answer, as far as they are there."""
+        answer = self.answer(job)
+        if job.kind == "long_video":
+            answer.timeline = [TimelineEntry(**asdict(entry)) for entry in await timeline_of(self.store, job)]
+            answer.answer = await answer_of(self.store, job)
+        return answer
 
     async def submit(self, body: bytes, *, owner: str) -> Job:
         """Accept a JSON body.
@@ -84,7 +97,10 @@ class JobService:
         Raises:
             TruError: what is wrong, naming item and field; or there is no room.
         """
-        return await self._accept(await asyncio.to_thread(parse_batch, body, self._checks), owner)
+        values = await asyncio.to_thread(parse_object, body)
+        if values.get("kind") == "long_video":
+            return await self._accept_long_video(values, owner)
+        return await self._accept(await asyncio.to_thread(parse_batch, values, self._checks), owner)
 
     async def receive(self, chunks: AsyncIterator[bytes], content_type: str, *, owner: str) -> Job:
         """Accept a form with a file of JSON lines.
@@ -113,13 +129,30 @@ class JobService:
                 await spool.remove(file)
         return await self._accept(await asyncio.to_thread(parse_lines, content, self._checks), owner)
 
+    async def _accept_long_video(self, values: dict[str, Any], owner: str) -> Job:
+        body = await asyncio.to_thread(parse_long_video, values, self._checks)
+        source = media_source(body.video_url, body.video_id)
+        videos = {}
+        if isinstance(source, KeptVideo):
+            param = "video_id" if body.video_id else "video_url"
+            video = await self._service.library.store.get(source.id, owner, param=param)
+            spans_of(body, video.content.duration_seconds, self._service.settings)
+            videos[source.id] = param
+        return await self._add(owner, "long_video", {"request": values}, (), videos)
+
     async def _accept(self, batch: Batch, owner: str) -> Job:
+        return await self._add(owner, "batch", {}, batch.items, batch.videos)
+
+    async def _add(
+        self, owner: str, kind: Kind, body: dict[str, Any], items: Sequence[NewItem], videos: Mapping[str, str]
+    ) -> Job:
+        """Accept a job, with links of its own to the kept videos that it names, by the fields that name them."""
         await self.store.check_room()
         job_id = new_job_id()
         try:
-            for video_id, param in batch.videos.items():
+            for video_id, param in videos.items():
                 await self._keep(job_id, video_id, owner, param)
-            job = await self.store.add(job_id, owner=owner, kind="batch", body={}, items=batch.items, webhook_url=None)
+            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items, webhook_url=None)
         except BaseException:
             await self._files.remove(job_id)
             raise

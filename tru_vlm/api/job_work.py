@@ -16,10 +16,12 @@ from tru_vlm.api.error_response import error_body, new_request_id
 from tru_vlm.api.event_stream import answer_body
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
 from tru_vlm.api.job_bodies import CHAT_ROUTE, parse_route
+from tru_vlm.api.long_video import TIMELINE_ROUTE, prepare_long_video, timeline_of, timeline_request
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import ErrorInfo, NotFoundError, TruError, UnavailableError
 from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.runner import Reply
+from tru_vlm.jobs.store import JobStore
 from tru_vlm.jobs.tables import Item, Job, NewItem
 from tru_vlm.principal import Principal
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, KeptVideo, VideoEvent, VideoInfo
@@ -33,11 +35,13 @@ class ServiceWork:
     Args:
         service: answers.
         files: the jobs' videos.
+        store: has the captions from which a long video's question is answered.
     """
 
-    def __init__(self, service: InferenceService, files: JobFiles) -> None:
+    def __init__(self, service: InferenceService, files: JobFiles, store: JobStore) -> None:
         self._service = service
         self._files = files
+        self._store = store
 
     async def ask(self, job: Job, item: Item) -> Reply:
         """Ask once; an error is a reply as well."""
@@ -48,12 +52,15 @@ class ServiceWork:
             return _refusal(error.info(), new_request_id())
 
     async def prepare(self, job: Job) -> tuple[dict[str, Any], Sequence[NewItem]]:
-        """Batches come with their items."""
-        raise AssertionError(f"{job.id} has items")
+        """Get the long video, keep it for the job, and cut it into spans."""
+        return await prepare_long_video(job, self._service, self._files)
 
     async def _request(self, job: Job, item: Item) -> InferenceRequest:
         """The question, with files of its own for the job's videos."""
-        request = await asyncio.to_thread(parse_route, item.route, item.body, self._service.settings)
+        if item.route == TIMELINE_ROUTE:
+            request = timeline_request(item, await timeline_of(self._store, job), self._service.settings)
+        else:
+            request = await asyncio.to_thread(parse_route, item.route, item.body, self._service.settings)
         await self._room(request)
         async with contextlib.AsyncExitStack() as undo:
             media: list[MediaRequest] = []

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path
 from pydantic import BaseModel, Field
 
-from tru_vlm.api.job_bodies import BatchFormBody, BatchJobBody, BatchLineBody
+from tru_vlm.api.job_bodies import BatchFormBody, BatchJobBody, BatchLineBody, LongVideoJobBody
 from tru_vlm.api.openapi import ANSWER_EXAMPLE, ERROR_RESPONSES, body_of, error_entry, merge_bodies
 from tru_vlm.jobs.tables import ItemStatus, JobStatus, Kind
 
@@ -33,6 +33,14 @@ class JobError(BaseModel):
     param: str | None
 
 
+class TimelineEntry(BaseModel):
+    """What happens from when to when, in seconds from the video's start."""
+
+    start: float = Field(examples=[0.0])
+    end: float = Field(examples=[30.0])
+    text: str = Field(examples=["A red circle moves left."])
+
+
 class JobAnswer(BaseModel):
     """A job."""
 
@@ -49,6 +57,10 @@ class JobAnswer(BaseModel):
     expires_at: int | None = Field(
         description="When it and its results may be removed; null for never, and before its end."
     )
+    timeline: list[TimelineEntry] | None = Field(
+        None, description="Of a long video, as far as it has been described; null for batches, and in lists."
+    )
+    answer: str | None = Field(None, description="Of a long video: the answer, once the timeline is complete.")
     results_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/results"])
     events_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/events"])
 
@@ -104,7 +116,10 @@ SUBMIT_BODY = merge_bodies(
     ),
     body_of("multipart/form-data", BatchFormBody, {"file": _LINE_EXAMPLE}),
 )
-COMPONENT_BODIES = (BatchJobBody, BatchFormBody, BatchLineBody)
+SUBMIT_BODY["requestBody"]["content"]["application/json"]["schema"] = {
+    "anyOf": [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (BatchJobBody, LongVideoJobBody)]
+}
+COMPONENT_BODIES = (BatchJobBody, LongVideoJobBody, BatchFormBody, BatchLineBody)
 
 Responses = dict[int | str, dict[str, Any]]
 

@@ -302,6 +302,14 @@ class InferenceService:
         """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
         return parse_responses(body, self.settings)
 
+    async def local_file(self, source: MediaSource, *, param: str, owner: str) -> SpooledFile:
+        """A video as a file, which the caller discards.
+
+        Raises:
+            TruError: it cannot be had, must not be, or is too large.
+        """
+        return await self._source.file(source, param=param, owner=owner)
+
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
         for file in files:

@@ -57,9 +57,12 @@ class JobFiles:
     def _keep(self, job_id: str, file: SpooledFile) -> None:
         folder = self._folder / job_id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError):
-            link_or_copy(file.path, folder / file.sha256)
-        for path in (folder / file.sha256, folder, self._folder):  # a job must not outlive what it needs
+        target, unfinished = folder / file.sha256, folder / f"{file.sha256}.part"
+        if not target.exists():
+            unfinished.unlink(missing_ok=True)
+            link_or_copy(file.path, unfinished)
+            unfinished.rename(target)
+        for path in (target, folder, self._folder):  # a job must not outlive what it needs
             _flush(path)
 
     def _sweep(self, known: Collection[str]) -> None:

@@ -64,4 +64,4 @@ async def _chunks(jobs: JobService, job: Job, after: int) -> AsyncIterator[bytes
         elif event.name != "done":
             yield event_chunk(job, event)
         elif (ended := await jobs.store.by_number(job.number)) is not None:
-            yield done_event(event, jobs.answer(ended))
+            yield done_event(event, await jobs.whole_answer(ended))

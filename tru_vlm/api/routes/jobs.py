@@ -41,6 +41,8 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     async def batch(request: Request) -> Response:
         """Have many questions answered in the background: JSON with `items`, or a form with a file of JSON lines.
 
+        `{"kind": "long_video", …}` has one long video described span by span, and a question answered from that.
+
         Every line is checked first: the job is accepted whole, or refused with the first mistake. What is accepted
         survives a restart of the server.
         """
@@ -73,7 +75,7 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     @router.get("/v1/jobs/{job_id}", responses=JOB_RESPONSES)
     async def get_job(job_id: JobIdPath, request: Request) -> JobAnswer:
         """Where a job is."""
-        return jobs.answer(await jobs.store.get(job_id, owner_of(request)))
+        return await jobs.whole_answer(await jobs.store.get(job_id, owner_of(request)))
 
     @router.post("/v1/jobs/{job_id}/resume", responses=RESUME_RESPONSES)
     async def resume(job_id: JobIdPath, request: Request) -> JobAnswer:
