@@ -20,8 +20,8 @@ ROUTES = {
     ("/v1/plan", JSON),
     ("/v1/plan", FORM),
 }
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-KEEP, BATCH = "/v1/videos", "/v1/inference/batch"
+CHAT, RESPONSES, VIDEOS = "/v1/chat/completions", "/v1/responses", "/v1/videos"
+BATCH = "/v1/inference/batch"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -62,7 +62,7 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
                 for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(body["schema"])):
                     if takes_address(schema, name, set()):
                         found.add((path, content_type))
-    others = {(CHAT, JSON), (RESPONSES, JSON), (KEEP, JSON), (BATCH, JSON)}
+    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS, BATCH)}
     assert found == ROUTES | others, "a route that takes an address belongs into this table"
 
 
@@ -100,6 +100,15 @@ def test_a_forbidden_address_in_a_response_s_input_is_refused(server: Server, ki
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
+def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
+    response = requests.post(server.base + VIDEOS, json={"video_url": url}, timeout=TIMEOUT)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", "video_url")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
 def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
     response = ask(server.base, "/ui/ask", FORM, url)
     assert response.status_code == 400, response.text
@@ -110,7 +119,7 @@ def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
 
 @pytest.mark.parametrize("url", FORBIDDEN)
 def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
-    response = requests.post(server.base + KEEP, json={"video_url": url}, timeout=TIMEOUT)
+    response = requests.post(server.base + VIDEOS, json={"video_url": url}, timeout=TIMEOUT)
     assert (response.status_code, error_of(response)["code"]) == (400, "url_not_allowed")
 
 
