@@ -117,12 +117,6 @@ def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
     assert "secret" not in response.text
 
 
-@pytest.mark.parametrize("url", FORBIDDEN)
-def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
-    response = requests.post(server.base + VIDEOS, json={"video_url": url}, timeout=TIMEOUT)
-    assert (response.status_code, error_of(response)["code"]) == (400, "url_not_allowed")
-
-
 def test_a_forbidden_address_in_a_job_is_refused_at_once_or_when_its_turn_comes(server: Server) -> None:
     for url in FORBIDDEN:
         body = {"items": [{"video_url": url, "prompt": QUESTION}]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import Path
@@ -152,7 +153,7 @@ _RESULT_EXAMPLE = {
 RESULTS_RESPONSES: Responses = {
     200: {
         "description": "A `ResultLine` for each item that has ended so far, in order.",
-        "content": {"application/jsonl": {"schema": {"type": "string"}, "example": str(_RESULT_EXAMPLE)}},
+        "content": {"application/jsonl": {"schema": {"type": "string"}, "example": json.dumps(_RESULT_EXAMPLE)}},
     },
     **_NOT_FOUND,
 }
