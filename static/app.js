@@ -1,7 +1,7 @@
 // The conversation: sends the form, follows the answers' event streams, and carries out the page's buttons.
 // htmx does the requests and swaps (see templates/); this file only joins them together.
 
-import { chooseFile, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
+import { chooseFile, chooseKept, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
 
 const form = document.getElementById("ask");
 const prompt = document.getElementById("prompt");
@@ -72,6 +72,12 @@ form.addEventListener("htmx:configRequest", (event) => {
     return event.preventDefault();
   }
   const data = event.detail.parameters;
+  const { chat, videoId } = currentMedia();
+  if (chat) { // the next turn: the server has the video
+    Object.assign(data, { chat, video_id: videoId });
+    delete data.video;
+    delete data.video_url;
+  }
   for (const [name, value] of Object.entries(data)) if (value === "" || (value instanceof File && !value.name)) delete data[name];
 });
 form.addEventListener("input", (event) => event.target.name && clearErrors([event.target.name]));
@@ -111,7 +117,12 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (!type.startsWith("text/html")) event.detail.serverResponse = escapeHtml(messageOf(event.detail.xhr));
 });
 document.addEventListener("htmx:afterSwap", ({ target }) => {
-  if (target === answers) bind(answers.firstElementChild);
+  if (target === answers) {
+    const card = answers.firstElementChild;
+    bind(card);
+    if (asked) Object.assign(asked, { chat: card.dataset.chat, videoId: card.dataset.videoId });
+    history.replaceState(null, "", `?chat=${card.dataset.chat}`);
+  }
   if (target.id === "strips") showStrip(target.querySelector(".strip")?.dataset.token);
   if (target.matches(".field-error, .form-error")) markField(target.dataset.field);
   showBusy();
@@ -217,6 +228,19 @@ const actions = {
     showStrip(token);
     seek(Number(element.dataset.seconds), media);
   },
+  async renameChat(button) {
+    const row = button.closest(".past-chat");
+    const link = row.querySelector("a");
+    const title = window.prompt("Another title", link.textContent)?.trim();
+    if (title && (await change(row, "PATCH", { title }))) link.textContent = title;
+  },
+  async deleteChat(button) {
+    const row = button.closest(".past-chat");
+    if (!window.confirm(`Delete “${row.querySelector("a").textContent}”? Its video stays.`)) return;
+    if (!(await change(row, "DELETE"))) return;
+    if (new URLSearchParams(location.search).get("chat") === row.dataset.chat) location.assign("./");
+    row.remove();
+  },
   async copy(button) {
     await copyText(cardOf(button).querySelector(".answer-text").textContent);
     button.textContent = "Copied";
@@ -229,6 +253,15 @@ const actions = {
     form.requestSubmit();
   },
 };
+
+async function change(row, method, body) {
+  const response = await fetch(`v1/chats/${row.dataset.chat}`, {
+    method,
+    headers: body && { "Content-Type": "application/json" },
+    body: body && JSON.stringify(body),
+  });
+  return response.ok;
+}
 
 async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -273,4 +306,11 @@ document.addEventListener("paste", (event) => {
 });
 
 if (navigator.platform.startsWith("Mac")) document.querySelector(".keys kbd").textContent = "⌘";
+// A stored conversation that the page came with
+
+if (answers.dataset.chat) {
+  const { kind, name, url, chat, videoId } = answers.dataset;
+  chooseKept({ kind, name, url, chat, videoId });
+  for (const card of answers.children) card.dataset.media = currentMedia().id;
+}
 showBusy();

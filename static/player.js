@@ -22,6 +22,11 @@ export function chooseLink(url) {
   show(remember({ kind: "link", name: nameOf(url), file: null, url }));
 }
 
+/** Show a video that the server keeps, of a conversation that was stored. */
+export function chooseKept(item) {
+  show(remember({ ...item, file: null }));
+}
+
 export function select(id) {
   if (items.has(id) && current?.id !== id) show(items.get(id));
 }

@@ -216,6 +216,9 @@ class Settings(BaseSettings):
         7 * 24 * 3600,
         description="How long a video is kept after its last use, in seconds; 0 keeps it until it is deleted.",
     )
+    max_chats: Annotated[int, Field(ge=0)] = Field(
+        10_000, description="Most chats that are kept; one more gets a 507. They do not expire."
+    )
     upload_ttl_seconds: Annotated[int, Field(ge=60)] = Field(
         24 * 3600, description="How long a resumable upload is kept after its last bytes, in seconds."
     )
@@ -228,6 +231,19 @@ class Settings(BaseSettings):
             "Shared memory (/dev/shm) for sampled frames, in bytes; what has no room there, or was used least "
             "recently, is on disk. At most half of what is free is taken; 0 takes none."
         ),
+    )
+
+    # Jobs
+    job_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        2, description="Items of jobs that are asked at once; they leave the last free row of a batch to others."
+    )
+    max_job_items: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10_000, description="Most items of one job.")
+    max_queued_jobs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1000, description="Jobs that may be unfinished at once; one more is refused with 429."
+    )
+    job_ttl_seconds: Annotated[int, Field(ge=0)] = Field(
+        7 * 24 * 3600,
+        description="How long a job and its results are kept after its end, in seconds; 0 keeps them until deleted.",
     )
 
     # Access.  A secret is given as it is, or as a file that holds it (Docker's and Kubernetes' way).

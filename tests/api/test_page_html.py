@@ -18,6 +18,7 @@ from tru_vlm.api.routes.page_html import (
     page_context,
     sse_event,
 )
+from tru_vlm.chats.records import Chat
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.settings import load_settings
@@ -109,7 +110,7 @@ def test_no_event_is_called_error(events: AnswerEvents) -> None:
 
 
 def test_question_is_escaped(renderer: PageRenderer) -> None:
-    assert "<b>why" not in renderer.answer("token", "<b>why</b>")
+    assert "<b>why" not in renderer.answer("token", "<b>why</b>", Chat("c", "public", 1, None, ("v",), 0, 0.0, 0.0))
 
 
 def test_every_line_end_is_kept_inside_the_event() -> None:

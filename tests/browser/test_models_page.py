@@ -33,9 +33,10 @@ def test_a_model_is_chosen_and_said(open_page: OpenPage) -> None:
     expect(select).to_have_value("small")
     assert select.locator("option").all_inner_texts() == ["large", "small", "chat (small or large)"]
     ask_page.choose_sample(SAMPLES[0]["name"])
-    for chosen, answers in (("large", ["large"]), ("chat", ["large", "small"])):
+    for number, (chosen, answers) in enumerate((("large", ["large"]), ("chat", ["large", "small"])), 1):
         select.select_option(chosen)
         ask_page.ask()
+        expect(ask_page.answers).to_have_count(number)
         ask_page.wait_until_done()
         assert any(f"answered by {name}" in ask_page.latest.inner_text() for name in answers)
     assert not ask_page.scrolls_sideways()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from tru_vlm.api.error_response import error_response
 from tru_vlm.api.event_stream import (
     CLIENT_CLOSED_REQUEST,
     EventStreamResponse,
+    RunningRequest,
     answer_body,
     collect,
     peek_until_certain,
@@ -21,7 +22,7 @@ from tru_vlm.api.event_stream import (
 )
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.security.identity import principal_of
-from tru_vlm.api.service import InferenceService
+from tru_vlm.api.service import InferenceService, RequestStream
 from tru_vlm.types import Answer, DoneEvent, ErrorEvent, RequestEvent, VideoEvent, VideoInfo
 
 
@@ -55,6 +56,7 @@ async def respond(
     parsed: InferenceRequest,
     request: Request,
     shape_of: Callable[[str], AnswerShape] = lambda _: NativeAnswer(),
+    begin: Callable[[RequestStream], Awaitable[RunningRequest]] | None = None,
 ) -> Response:
     """Answer; a client that leaves cancels the request, whatever stage it is in.
 
@@ -63,11 +65,13 @@ async def respond(
         parsed: what is asked.
         request: who asks.
         shape_of: the answer's shape, given the request's id.
+        begin: takes over the opened request, or closes it and raises.
 
     Raises:
         OverloadedError: if too many requests are open, of this client or of all.
     """
-    stream = await service.open(parsed, principal_of(request))
+    opened = await service.open(parsed, principal_of(request))
+    stream: RunningRequest = await begin(opened) if begin else opened
     shape = shape_of(stream.id)
     if not parsed.stream:
         return _plain(await collect(stream, request), stream.request_id, shape)

@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tru_vlm.api.error_response import error_body
-from tru_vlm.api.service import RequestStream
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
 
 T = TypeVar("T")
@@ -25,6 +24,29 @@ CLIENT_CLOSED_REQUEST = 499
 _KEEP_ALIVE_SECONDS = 15.0
 _CERTAIN_SECONDS = 1.0
 _FAREWELL_SECONDS = 2.0
+
+
+class RunningRequest(Protocol):
+    """The events of a running request, as :class:`tru_vlm.api.service.RequestStream` has them."""
+
+    id: str
+    request_id: str
+
+    async def accepted(self) -> None:
+        """Wait until the early checks have passed, or the request has ended."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[RequestEvent]: ...
+
+    async def __anext__(self) -> RequestEvent: ...
+
+    def cancel(self) -> None:
+        """Stop it; its last events can be read."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop it; nobody reads its events."""
+        ...
 
 
 def answer_body(answer: Answer) -> dict[str, Any]:
@@ -71,7 +93,7 @@ def sse_json(event: RequestEvent) -> bytes:
     return sse(event_name(event), json.dumps(event_body(event), ensure_ascii=False))
 
 
-async def peek_until_certain(stream: RequestStream) -> list[RequestEvent]:
+async def peek_until_certain(stream: RunningRequest) -> list[RequestEvent]:
     """The first events, held back until a failure of the early stages would have shown (or a second has passed).
 
     So an error in them is a real HTTP status, and a long decode still tells its stage.
@@ -103,7 +125,7 @@ class EventStreamResponse(Response):
 
     def __init__(
         self,
-        stream: RequestStream,
+        stream: RunningRequest,
         first: list[RequestEvent],
         encode: Callable[[RequestEvent], bytes] = sse_json,
         headers: dict[str, str] | None = None,
@@ -165,7 +187,7 @@ class EventStreamResponse(Response):
                 yield self._encode(event)
 
 
-async def collect(stream: RequestStream, request: Request) -> list[RequestEvent] | None:
+async def collect(stream: RunningRequest, request: Request) -> list[RequestEvent] | None:
     """What was sampled and the terminal event, or None when the client left first (the request is then cancelled)."""
 
     async def lasting() -> list[RequestEvent]:

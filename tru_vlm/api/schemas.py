@@ -91,13 +91,22 @@ def parse_json(body: bytes, settings: Settings, *, is_plan: bool = False) -> Inf
 def parse_form(
     fields: Mapping[str, str], file: SpooledFile | None, settings: Settings, *, is_plan: bool = False
 ) -> InferenceRequest:
-    """The flat fields of a form, and its file, as a request.  An empty field counts as left out.
+    """The flat fields of a form, and its file, as a request.
 
     Args:
         fields: its texts.
         file: its video.
         settings: the server's limits and defaults.
         is_plan: whether a plan is asked for, which needs no prompt.
+
+    Raises:
+        InvalidRequestError: naming the field at fault and what is accepted.
+    """
+    return build_request(form_body(fields, file, is_plan=is_plan), settings, file)
+
+
+def form_body(fields: Mapping[str, str], file: SpooledFile | None, *, is_plan: bool = False) -> UrlRequestBody:
+    """The flat fields of a form as a body, without a video if the form has a file.  An empty field counts as left out.
 
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
@@ -124,7 +133,7 @@ def parse_form(
     model = UrlPlanBody if is_plan else UrlRequestBody
     body = validate(model, values, is_form=True)
     generation = body.generation_params.model_copy(update=structured)
-    return build_request(body.model_copy(update={"generation_params": generation}), settings, file)
+    return body.model_copy(update={"generation_params": generation})
 
 
 def _parse_structured(texts: Mapping[str, str]) -> dict[str, Any]:

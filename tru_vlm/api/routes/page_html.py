@@ -17,6 +17,8 @@ from markupsafe import Markup, escape
 
 from tru_vlm import __version__
 from tru_vlm.api.moments import TextPiece, TimeFinder
+from tru_vlm.api.routes.page_chats import ShownChat
+from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
 from tru_vlm.types import (
@@ -187,23 +189,27 @@ class PageRenderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters.update(clock=clock, seconds=format_seconds, filesize=format_bytes)
+        self._environment.filters.update(clock=clock, piece=_piece_html, seconds=format_seconds, filesize=format_bytes)
         self._environment.globals.update(
             asset=lambda name: f"static/{name}?v={content_version(static_dir / name)}",
             htmx_config=json.dumps(_HTMX_CONFIG),
         )
 
-    def page(self, context: PageContext) -> str:
-        """The whole page."""
-        return self._render("page.html", page=context)
+    def page(self, context: PageContext, chat: ShownChat | None = None) -> str:
+        """The whole page, perhaps with a stored conversation on it."""
+        return self._render("page.html", page=context, chat=chat)
+
+    def history(self, chats: Sequence[Chat]) -> str:
+        """The list of conversations."""
+        return self._render("partials/history.html", chats=chats)
 
     def login(self, message: str) -> str:
         """The form that takes a key; ``message`` says what was wrong with the last one."""
         return self._render("login.html", product=PRODUCT, message=message)
 
-    def answer(self, token: str, question: str) -> str:
-        """The card of an answer, which opens the event stream ``token``."""
-        return self._render("partials/answer.html", token=token, question=question)
+    def answer(self, token: str, question: str, chat: Chat) -> str:
+        """The card of a chat's answer, which opens the event stream ``token``."""
+        return self._render("partials/answer.html", token=token, question=question, chat=chat)
 
     def field_error(self, error: ErrorInfo) -> str:
         """An error beside the field at fault."""

@@ -18,12 +18,14 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
+from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.error_response import note_error
-from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse, RunningRequest
+from tru_vlm.api.routes.page_chats import ShownChat, StartedTurn, show_chat, start_turn
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
 from tru_vlm.api.security.headers import PAGE_POLICY
 from tru_vlm.api.security.identity import principal_of
-from tru_vlm.api.service import InferenceService, RequestStream
+from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import ErrorInfo, NotFoundError, TruError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent, StatusEvent
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _UNCLAIMED_SECONDS = 15.0
 _PATIENCE_SECONDS = 0.5
+_NUM_LISTED = 50
 _CLOSE = sse_event("close", "")
 
 _HEADERS: Mapping[str, str] = {"Content-Security-Policy": PAGE_POLICY}
@@ -42,9 +45,10 @@ _HEADERS: Mapping[str, str] = {"Content-Security-Policy": PAGE_POLICY}
 class StartedAnswer:
     """A request that runs, with the events that were already taken from it."""
 
-    stream: RequestStream
+    stream: RunningRequest
     first: list[RequestEvent]
     tenant: str
+    chat_id: str = ""
 
 
 class UnclaimedAnswers:
@@ -70,6 +74,12 @@ class UnclaimedAnswers:
         answer = self._answers.get(token)
         return self._answers.pop(token) if answer is not None and answer.tenant == tenant else None
 
+    def drop(self, chat_id: str, tenant: str) -> None:
+        """Stop a chat's unclaimed answers: the browser asks anew, and so has lost them."""
+        for token, answer in list(self._answers.items()):
+            if (answer.chat_id, answer.tenant) == (chat_id, tenant):
+                self._expire(token)
+
     def _expire(self, token: str) -> None:
         answer = self._answers.pop(token, None)
         if answer is not None:
@@ -93,20 +103,24 @@ def build_pages_router(context: AppContext) -> APIRouter:
         samples=samples,
         has_keys=bool(context.keyring),
     )
-    page = renderer.page(shown)
+    chats = context.chats
     unclaimed = UnclaimedAnswers()
+    _add_history(router, chats, renderer)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", response_class=HTMLResponse)
-    async def index() -> Response:
-        """The page."""
-        return HTMLResponse(page, headers={**_HEADERS, "Cache-Control": "no-cache"})
+    async def index(request: Request, chat: str | None = None) -> Response:
+        """The page; with `chat`, a stored conversation on it."""
+        opened: ShownChat | None = None
+        with contextlib.suppress(NotFoundError):
+            opened = await show_chat(chats, principal_of(request).tenant, chat) if chat else None
+        return HTMLResponse(renderer.page(shown, opened), headers={**_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
         """Start the form's question; the card of its answer, or an error beside the field at fault."""
         try:
-            question, answer = await _start(service, request)
+            question, turn, answer = await _start(service, chats, unclaimed, request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except TruError as error:
@@ -114,11 +128,13 @@ def build_pages_router(context: AppContext) -> APIRouter:
         last = answer.first[-1] if answer.first else None
         if isinstance(last, ErrorEvent):
             await answer.stream.aclose()
+            if turn.is_first:
+                await chats.store.delete(answer.tenant, turn.chat.id)
             return _error(renderer, last.error)
         if await request.is_disconnected():
             await answer.stream.aclose()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return HTMLResponse(renderer.answer(unclaimed.add(answer), question), headers=_HEADERS)
+        return HTMLResponse(renderer.answer(unclaimed.add(answer), question, turn.chat), headers=_HEADERS)
 
     @router.get("/ui/answers/{token}/events", include_in_schema=False)
     async def events(token: str, request: Request) -> Response:
@@ -134,8 +150,18 @@ def build_pages_router(context: AppContext) -> APIRouter:
     return router
 
 
-async def _start(service: InferenceService, request: Request) -> tuple[str, StartedAnswer]:
-    """Receive the form and start its question; returns the question's words and the running answer.
+def _add_history(router: APIRouter, chats: Chats, renderer: PageRenderer) -> None:
+    @router.get("/ui/chats", include_in_schema=False)
+    async def history(request: Request) -> Response:
+        """The list of conversations."""
+        found = await chats.store.page(principal_of(request).tenant, limit=_NUM_LISTED)
+        return HTMLResponse(renderer.history(found), headers={**_HEADERS, "Cache-Control": "no-store"})
+
+
+async def _start(
+    service: InferenceService, chats: Chats, unclaimed: UnclaimedAnswers, request: Request
+) -> tuple[str, StartedTurn, StartedAnswer]:
+    """Receive the form and start its question; returns the question's words, its turn and the running answer.
 
     Raises:
         TruError: if the form cannot be accepted.
@@ -143,16 +169,17 @@ async def _start(service: InferenceService, request: Request) -> tuple[str, Star
     """
     principal = principal_of(request)
     form = await service.receive_form(request.stream(), request.headers.get("content-type", ""), principal)
-    parsed = await service.parse_form(form)
-    stream = await service.open(parsed, principal)
+    unclaimed.drop(form.fields.get("chat", ""), principal.tenant)
+    turn = await start_turn(service, chats, form, principal)
     try:
-        return form.fields["prompt"], StartedAnswer(stream, await _early_events(stream), principal.tenant)
+        first = await _early_events(turn.stream)
+        return form.fields["prompt"], turn, StartedAnswer(turn.stream, first, principal.tenant, turn.chat.id)
     except BaseException:
-        await stream.aclose()
+        await turn.stream.aclose()
         raise
 
 
-async def _early_events(stream: RequestStream) -> list[RequestEvent]:
+async def _early_events(stream: RunningRequest) -> list[RequestEvent]:
     """The first events.
 
     What is wrong with the video mostly shows at once, and can then be said beside its field; but the card is not

@@ -1,0 +1,119 @@
+"""The page's conversations: a form's question as a turn of a chat, and stored chats to be shown.  It knows no HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tru_vlm.api import schemas
+from tru_vlm.api.chat_turns import Chats
+from tru_vlm.api.chats_bodies import TurnBody
+from tru_vlm.api.moments import TextPiece, split_times
+from tru_vlm.api.recorded_stream import RecordedStream
+from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.chats.records import Chat, Turn
+from tru_vlm.library.catalog import Video
+from tru_vlm.principal import Principal
+
+_SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartedTurn:
+    """A turn that runs; ``is_first`` if its chat was begun for it."""
+
+    chat: Chat
+    stream: RecordedStream
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShownVideo:
+    """The clip of a chat; ``kind`` is the page's word, ``url`` relative to the page."""
+
+    id: str
+    kind: str
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTurn:
+    """A stored turn and its answer's text in pieces."""
+
+    turn: Turn
+    pieces: list[TextPiece]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownChat:
+    """A stored chat, its turns the newest first; ``video`` is None if it has gone."""
+
+    id: str
+    video: ShownVideo | None
+    turns: list[ShownTurn]
+
+
+async def start_turn(service: InferenceService, chats: Chats, form: ParsedForm, principal: Principal) -> StartedTurn:
+    """Ask a form's question, as the next turn of its ``chat``, or as the first of a new one about its video.
+
+    The form's file is kept, or removed.
+
+    Raises:
+        TruError: the form cannot be accepted; no new chat is left.
+    """
+    owner = principal.tenant
+    fields = dict(form.fields)
+    chat_id = fields.pop("chat", "")
+    try:
+        body = schemas.form_body(fields, form.video)
+        schemas.build_request(body, service.settings, form.video)
+        if not chat_id:
+            chat = await chats.create(owner, [await _kept(service, body, form, owner)], None)
+    finally:
+        if form.video is not None:
+            await service.discard(form.video)
+    turn = TurnBody(
+        prompt=body.prompt,
+        video_params=body.video_params,
+        generation_params=body.generation_params,
+        model=body.model,
+        stream=True,
+    )
+    await chats.settle(chat_id, _SETTLE_SECONDS)
+    try:
+        asked = await chats.next_turn(owner, chat_id or chat.id, turn)
+        stream = await chats.begin(asked, await service.open(asked.inference, principal))
+    except BaseException:
+        if not chat_id:
+            await chats.store.delete(owner, chat.id)
+        raise
+    return StartedTurn(asked.chat, stream, is_first=not chat_id)
+
+
+async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
+    """A stored chat.
+
+    Raises:
+        NotFoundError: there is none (any more).
+    """
+    chat, turns = await chats.store.with_turns(owner, chat_id)
+    video = (await chats.videos(chat))[0]
+    shown = [ShownTurn(turn, split_times(turn.text)) for turn in reversed(turns)]
+    return ShownChat(chat.id, _shown(video) if video else None, shown)
+
+
+def _shown(video: Video) -> ShownVideo:
+    content = video.content
+    kind = "picture" if content.kind == "image" else "video"
+    return ShownVideo(content.sha256, kind, video.filename or "video", f"v1/videos/{content.sha256}/content")
+
+
+async def _kept(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:
+    """The id of the form's video, which is kept now."""
+    if form.video is not None:
+        video, _ = await service.library.keep(form.video, owner=owner)
+    elif body.video_url is not None:
+        video, _ = await service.library.fetch(body.video_url, None, owner=owner)
+    else:
+        return str(body.video_id)
+    return video.content.sha256

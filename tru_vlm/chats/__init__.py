@@ -1,0 +1,1 @@
+"""Chats: conversations about kept videos, as they are stored."""
