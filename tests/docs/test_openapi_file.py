@@ -79,5 +79,6 @@ def test_examples_are_what_they_are_examples_of() -> None:
 
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     text = json.dumps(DOCUMENT)
-    unused = [name for name in DOCUMENT["components"]["schemas"] if f'"#/components/schemas/{name}"' not in text]
+    names = DOCUMENT["components"]["schemas"]  # a description names, in backticks, what no schema can refer to
+    unused = [name for name in names if f'"#/components/schemas/{name}"' not in text and f"`{name}`" not in text]
     assert unused == []
