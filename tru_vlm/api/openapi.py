@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
+from tru_vlm.api.openapi_common import complete
 from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
 from tru_vlm.errors import ErrorType
 from tru_vlm.plans import PlanAnswer
@@ -136,11 +137,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     """A question about an uploaded video; sampling and generation fields are flat."""
 
     prompt: Prompt
-    video: bytes | None = Field(
-        None,
-        description="The video or image file; or give `video_url` or `video_id`.",
-        json_schema_extra={"type": "string", "format": "binary"},
-    )
+    video: bytes | None = Field(None, description="The video or image file; or give `video_url` or `video_id`.")
     video_url: str | None = Field(None, description="A URL instead of the file.")
     video_id: str | None = Field(None, description="A kept video instead of the file.")
     model: ModelName | None = None
@@ -150,7 +147,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
 class UploadPlanBody(UploadRequestBody):
     """A question about an uploaded video, to be planned; the form of one that is to be asked will do."""
 
-    prompt: Prompt = Field("", description="The question, if its length is to count.")
+    prompt: str = Field("", description="The question, if its length is to count.")
     stream: bool = Field(False, description="A plan is never streamed; a question's form may have this field.")
 
 
@@ -223,6 +220,8 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
     for answer in (Answer, PlanAnswer):
         schema = TypeAdapter(answer).json_schema(ref_template=_REF)
         components |= {**schema.pop("$defs"), answer.__name__: schema}
+    components["Usage"]["properties"]["total_tokens"] = {"title": "Total Tokens", "type": "integer"}
+    components["Usage"]["required"].append("total_tokens")
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -235,6 +234,7 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
                 routes=app.routes,
             )
             schema["components"]["schemas"].update(components)
+            complete(schema, app.routes)
             app.openapi_schema = schema
         return app.openapi_schema
 
