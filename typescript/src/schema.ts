@@ -423,6 +423,135 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/jobs/{job_id}/results": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Results
+         * @description What was answered so far, as JSON lines.
+         */
+        get: operations["results_v1_jobs__job_id__results_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/jobs/{job_id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Events
+         * @description What happens to a job, while it happens, and what has happened before.
+         */
+        get: operations["events_v1_jobs__job_id__events_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/inference/batch": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Batch
+         * @description Have many questions answered in the background: JSON with `items`, or a form with a file of JSON lines.
+         *
+         *     `{"kind": "long_video", …}` has one long video described span by span, and a question answered from that.
+         *
+         *     Every line is checked first: the job is accepted whole, or refused with the first mistake. What is accepted
+         *     survives a restart of the server.
+         */
+        post: operations["batch_v1_inference_batch_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Jobs
+         * @description The jobs, the newest first.
+         */
+        get: operations["list_jobs_v1_jobs_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/jobs/{job_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Job
+         * @description Where a job is.
+         */
+        get: operations["get_job_v1_jobs__job_id__get"];
+        put?: never;
+        post?: never;
+        /**
+         * Cancel Or Delete
+         * @description Cancel a job that has not ended (what it got so far stays, and it can be resumed); delete one that has.
+         */
+        delete: operations["cancel_or_delete_v1_jobs__job_id__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/jobs/{job_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Resume
+         * @description Go on with a job that was cancelled or failed: what was not answered is asked again, and nothing else.
+         */
+        post: operations["resume_v1_jobs__job_id__resume_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/health": {
         parameters: {
             query?: never;
@@ -567,6 +696,143 @@ export interface components {
             data: components["schemas"]["FrameAnswer"][];
         };
         /**
+         * JobAnswer
+         * @description A job.
+         */
+        JobAnswer: {
+            /**
+             * Id
+             * @example job_9f86d081884c7d659a2feaa0c55ad015
+             */
+            id: string;
+            /**
+             * Object
+             * @default job
+             * @constant
+             */
+            object?: "job";
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "batch" | "long_video";
+            /**
+             * Status
+             * @description `succeeded`: every item did. `failed`: at least one did not.
+             * @enum {string}
+             */
+            status: "queued" | "running" | "succeeded" | "failed" | "cancelled";
+            counts: components["schemas"]["JobCounts"];
+            /**
+             * Progress
+             * @description Share of the items that have ended, 0 to 1.
+             * @example 0.42
+             */
+            progress: number;
+            error: components["schemas"]["JobError"] | null;
+            /**
+             * Created At
+             * @description Seconds since 1970.
+             * @example 1790000000
+             */
+            created_at: number;
+            /** Started At */
+            started_at: number | null;
+            /** Ended At */
+            ended_at: number | null;
+            /**
+             * Expires At
+             * @description When it and its results may be removed; null for never, and before its end.
+             */
+            expires_at: number | null;
+            /**
+             * Timeline
+             * @description Of a long video, as far as it has been described; null for batches, and in lists.
+             */
+            timeline?: components["schemas"]["TimelineEntry"][] | null;
+            /**
+             * Answer
+             * @description Of a long video: the answer, once the timeline is complete.
+             */
+            answer?: string | null;
+            /**
+             * Results Url
+             * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/results
+             */
+            results_url: string;
+            /**
+             * Events Url
+             * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/events
+             */
+            events_url: string;
+        };
+        /**
+         * JobCounts
+         * @description Items, and what became of them.
+         */
+        JobCounts: {
+            /**
+             * Total
+             * @example 100
+             */
+            total: number;
+            /**
+             * Succeeded
+             * @example 41
+             */
+            succeeded: number;
+            /**
+             * Failed
+             * @example 1
+             */
+            failed: number;
+            /**
+             * Remaining
+             * @description Not answered yet.
+             * @example 58
+             */
+            remaining: number;
+        };
+        /**
+         * JobError
+         * @description Why a job failed.
+         */
+        JobError: {
+            /** Type */
+            type: string;
+            /**
+             * Code
+             * @description `items_failed`: its results tell which, and why.
+             * @example items_failed
+             */
+            code: string;
+            /** Message */
+            message: string;
+            /** Param */
+            param: string | null;
+        };
+        /**
+         * JobList
+         * @description A page of the list, the newest first.
+         */
+        JobList: {
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+            /** Data */
+            data: components["schemas"]["JobAnswer"][];
+            /** Has More */
+            has_more: boolean;
+            /**
+             * Next Cursor
+             * @description The `cursor` of the next page.
+             */
+            next_cursor: string | null;
+        };
+        /**
          * KeptVideoAnswer
          * @description A video or image that is kept.
          */
@@ -677,6 +943,27 @@ export interface components {
              * @description The `cursor` of the next page.
              */
             next_cursor: string | null;
+        };
+        /**
+         * TimelineEntry
+         * @description What happens from when to when, in seconds from the video's start.
+         */
+        TimelineEntry: {
+            /**
+             * Start
+             * @example 0
+             */
+            start: number;
+            /**
+             * End
+             * @example 30
+             */
+            end: number;
+            /**
+             * Text
+             * @example A red circle moves left.
+             */
+            text: string;
         };
         /**
          * UploadAnswer
@@ -796,6 +1083,137 @@ export interface components {
              * @default null
              */
             frames_url?: string | null;
+        };
+        /**
+         * BatchFormBody
+         * @description Many questions in a file.
+         */
+        BatchFormBody: {
+            /**
+             * File
+             * Format: binary
+             * @description JSON lines in the shape of OpenAI's batches, each of them a `BatchLineBody`.
+             */
+            file: string;
+        };
+        /**
+         * BatchItemBody
+         * @description A question of a batch: the body of `/v1/inference/url`, and a name for it.
+         */
+        BatchItemBody: {
+            /**
+             * Video Url
+             * @default null
+             */
+            video_url?: string | null;
+            /**
+             * Video Id
+             * @default null
+             */
+            video_id?: string | null;
+            /**
+             * Prompt
+             * @description The question.
+             * @example What happens in this video?
+             */
+            prompt: string;
+            /**
+             * @default {
+             *       "fps": null,
+             *       "nframes": null,
+             *       "min_frames": null,
+             *       "max_frames": null,
+             *       "min_pixels": null,
+             *       "max_pixels": null,
+             *       "total_pixels": null,
+             *       "video_start": null,
+             *       "video_end": null,
+             *       "fit": false
+             *     }
+             */
+            video_params?: components["schemas"]["VideoParamsBody"];
+            /**
+             * @default {
+             *       "temperature": null,
+             *       "top_p": 1,
+             *       "top_k": 0,
+             *       "min_p": 0,
+             *       "seed": null,
+             *       "stop": null,
+             *       "repetition_penalty": 1,
+             *       "presence_penalty": 0,
+             *       "frequency_penalty": 0,
+             *       "logit_bias": null,
+             *       "ignore_eos": false,
+             *       "max_tokens": null,
+             *       "response_format": null
+             *     }
+             */
+            generation_params?: components["schemas"]["GenerationParamsBody"];
+            /**
+             * Model
+             * @default null
+             */
+            model?: string | null;
+            /**
+             * Stream
+             * @description Nothing is streamed in a job.
+             * @default false
+             * @constant
+             */
+            stream?: false;
+            /**
+             * Custom Id
+             * @default null
+             */
+            custom_id?: string | null;
+        };
+        /**
+         * BatchJobBody
+         * @description Many questions.
+         */
+        BatchJobBody: {
+            /**
+             * Kind
+             * @default batch
+             * @constant
+             */
+            kind?: "batch";
+            /**
+             * Items
+             * @description The questions.
+             */
+            items: components["schemas"]["BatchItemBody"][];
+        };
+        /**
+         * BatchLineBody
+         * @description A line of a batch file.
+         */
+        BatchLineBody: {
+            /**
+             * Custom Id
+             * @description Your name for it, unique in the job.
+             * @example clip-17
+             */
+            custom_id: string;
+            /**
+             * Method
+             * @default POST
+             * @constant
+             */
+            method?: "POST";
+            /**
+             * Url
+             * @enum {string}
+             */
+            url: "/v1/inference/url" | "/v1/chat/completions";
+            /**
+             * Body
+             * @description The body of that route, without `stream`.
+             */
+            body: {
+                [key: string]: unknown;
+            };
         };
         /**
          * ChatImagePart
@@ -1591,6 +2009,29 @@ export interface components {
             video_id?: string | null;
         };
         /**
+         * ItemResponse
+         * @description What the item's route would have answered.
+         */
+        ItemResponse: {
+            /**
+             * Status Code
+             * @example 200
+             */
+            status_code: number;
+            /**
+             * Request Id
+             * @description For the server's log.
+             */
+            request_id: string;
+            /**
+             * Body
+             * @description The answer, or the error in the one shape.
+             */
+            body: {
+                [key: string]: unknown;
+            };
+        };
+        /**
          * JsonSchemaBody
          * @description A named JSON schema, as OpenAI's API takes it.
          */
@@ -1655,6 +2096,92 @@ export interface components {
              * @default null
              */
             filename?: string | null;
+        };
+        /**
+         * LongVideoJobBody
+         * @description A long video: give `video_url` or `video_id`. It is described span by span, and then the question is answered.
+         */
+        LongVideoJobBody: {
+            /**
+             * Kind
+             * @constant
+             */
+            kind: "long_video";
+            /**
+             * Video Url
+             * @default null
+             */
+            video_url?: string | null;
+            /**
+             * Video Id
+             * @default null
+             */
+            video_id?: string | null;
+            /**
+             * Prompt
+             * @description The question that is answered from the timeline.
+             * @example What happens in this video?
+             */
+            prompt: string;
+            /**
+             * Span Seconds
+             * @description Length of a span.
+             * @example 30
+             */
+            span_seconds: number;
+            /**
+             * Overlap Seconds
+             * @description How long before the end of a span the next one begins; less than half of `span_seconds`.
+             * @default 0
+             */
+            overlap_seconds?: number;
+            /**
+             * Span Prompt
+             * @description What is asked about each span.
+             * @default Describe what happens in this video.
+             * @example What happens in this video?
+             */
+            span_prompt?: string;
+            /**
+             * @description How each span is sampled; `video_start` and `video_end` bound the whole.
+             * @default {
+             *       "fps": null,
+             *       "nframes": null,
+             *       "min_frames": null,
+             *       "max_frames": null,
+             *       "min_pixels": null,
+             *       "max_pixels": null,
+             *       "total_pixels": null,
+             *       "video_start": null,
+             *       "video_end": null,
+             *       "fit": false
+             *     }
+             */
+            video_params?: components["schemas"]["VideoParamsBody"];
+            /**
+             * @description How captions and answer are generated; `response_format` is the answer's.
+             * @default {
+             *       "temperature": null,
+             *       "top_p": 1,
+             *       "top_k": 0,
+             *       "min_p": 0,
+             *       "seed": null,
+             *       "stop": null,
+             *       "repetition_penalty": 1,
+             *       "presence_penalty": 0,
+             *       "frequency_penalty": 0,
+             *       "logit_bias": null,
+             *       "ignore_eos": false,
+             *       "max_tokens": null,
+             *       "response_format": null
+             *     }
+             */
+            generation_params?: components["schemas"]["GenerationParamsBody"];
+            /**
+             * Model
+             * @default null
+             */
+            model?: string | null;
         };
         /**
          * MediaIoKwargs
@@ -2060,6 +2587,36 @@ export interface components {
              * @default null
              */
             include_obfuscation?: boolean | null;
+        };
+        /**
+         * ResultLine
+         * @description A line of the results, in the shape of OpenAI's batches; `index` and `status` are added.
+         */
+        ResultLine: {
+            /**
+             * Id
+             * @description Unique on this server.
+             */
+            id: string;
+            /**
+             * Index
+             * @description Of the item, from 0.
+             */
+            index: number;
+            /** Custom Id */
+            custom_id: string | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "queued" | "succeeded" | "failed";
+            response: components["schemas"]["ItemResponse"] | null;
+            /**
+             * Error
+             * @description Always null: what went wrong is the response's body.
+             * @default null
+             */
+            error?: null;
         };
         /**
          * SizeBody
@@ -6206,6 +6763,510 @@ export interface operations {
             };
             /** @description The request took longer than the server's limit. */
             504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    results_v1_jobs__job_id__results_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The job's `id`. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A `ResultLine` for each item that has ended so far, in order. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /** @example {"id": "job_9f86d081884c7d659a2feaa0c55ad015.0", "index": 0, "custom_id": "clip-17", "status": "succeeded", "response": {"status_code": 200, "request_id": "req-0f9d2c", "body": {"id": "req-0f9d2c", "model": "demo", "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.", "finish_reason": "stop", "usage": {"prompt_tokens": 214, "video_tokens": 120, "completion_tokens": 24, "cached_tokens": 192, "total_tokens": 238}, "video": {"kind": "video", "num_frames": 20, "height": 96, "width": 128, "source_height": 240, "source_width": 320, "video_tokens": 120, "decoder": "pyav", "duration_seconds": 10.0, "source_fps": 24.0, "sample_fps": 2.0, "frame_timestamps": [0.0, 0.5, 1.0], "video_start": 0.0, "video_end": 10.0, "notes": [], "frames_url": "/v1/frames/9f86d081884c7d65/{index}.jpg"}, "timings": {"queue": 0.0, "fetch": 0.0, "video_decode": 0.1, "preprocess": 0.0, "prefill": 0.1, "time_to_first_token": 0.2, "total": 0.4}, "moments": [{"start_seconds": 4.2, "end_seconds": null, "text": "<4.2 seconds>", "sentence": "Then, at <4.2 seconds>, a blue square blinks."}], "variant": "demo"}}, "error": null} */
+                    "application/jsonl": string;
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such job (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    events_v1_jobs__job_id__events_get: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The last event that was read. */
+                "Last-Event-ID"?: string | null;
+            };
+            path: {
+                /** @description The job's `id`. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Server-sent events, from the first on, or from behind `Last-Event-ID`: `status` when the job is queued or begun, `item` with the result of each item, and last, once, `done` with the job, however it ended. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example id: 1
+                     *     event: status
+                     *     data: {"status": "queued"}
+                     *
+                     *     id: 3
+                     *     event: item
+                     *     data: {"index": 0, "status": "succeeded"}
+                     *
+                     *     id: 4
+                     *     event: done
+                     *     data: {"status": "succeeded"}
+                     */
+                    "text/event-stream": string;
+                };
+            };
+            /** @description The client has had the last event. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `Last-Event-ID` is no number of an event. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such job (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    batch_v1_inference_batch_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "items": [
+                 *         {
+                 *           "custom_id": "clip-17",
+                 *           "video_url": "https://example.com/clip.mp4",
+                 *           "prompt": "What happens in this video?",
+                 *           "generation_params": {
+                 *             "max_tokens": 128
+                 *           }
+                 *         }
+                 *       ]
+                 *     }
+                 */
+                "application/json": components["schemas"]["BatchJobBody"] | components["schemas"]["LongVideoJobBody"];
+                /**
+                 * @example {
+                 *       "file": {
+                 *         "custom_id": "clip-17",
+                 *         "method": "POST",
+                 *         "url": "/v1/inference/url",
+                 *         "body": {
+                 *           "video_url": "https://example.com/clip.mp4",
+                 *           "prompt": "What happens in this video?"
+                 *         }
+                 *       }
+                 *     }
+                 */
+                "multipart/form-data": components["schemas"]["BatchFormBody"];
+            };
+        };
+        responses: {
+            /** @description The job is accepted, and on the disk. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            /** @description A field is wrong; `param` names it. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such model, or no such video is kept; `param` names the item. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The video is larger than the server accepts. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many jobs are not finished; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A fault of the server. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The server starts, drains, or the worker died. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    list_jobs_v1_jobs_get: {
+        parameters: {
+            query?: {
+                /** @description Most jobs of a page. */
+                limit?: number;
+                /** @description A page's `next_cursor`, for the page after it. */
+                cursor?: string | null;
+                /** @description Only jobs of this status. */
+                status?: ("queued" | "running" | "succeeded" | "failed" | "cancelled") | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobList"];
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    get_job_v1_jobs__job_id__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The job's `id`. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such job (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    cancel_or_delete_v1_jobs__job_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The job's `id`. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It had not ended, and is cancelled; a second call deletes it. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            /** @description It had ended, and is deleted with its results. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such job (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many requests; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    resume_v1_jobs__job_id__resume_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The job's `id`. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            /** @description The job was neither cancelled nor did it fail. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such job (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many jobs are not finished; `Retry-After` says when to try again. */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
