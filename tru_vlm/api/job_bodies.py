@@ -50,9 +50,16 @@ class BatchJobBody(BatchHeadBody):
 class BatchFormBody(Body):
     """Many questions in a file."""
 
-    file: Annotated[bytes, Field(json_schema_extra={"type": "string", "format": "binary"})] = Field(
-        description="JSON lines in the shape of OpenAI's batches, each of them a `BatchLineBody`."
-    )
+    file: Annotated[
+        bytes,
+        Field(
+            json_schema_extra={
+                "type": "string",
+                "format": "binary",
+                "x-lines": {"$ref": "#/components/schemas/BatchLineBody"},
+            }
+        ),
+    ] = Field(description="JSON lines in the shape of OpenAI's batches, each of them a `BatchLineBody`.")
 
 
 class BatchLineBody(Body):

@@ -120,7 +120,7 @@ SUBMIT_BODY = merge_bodies(
 SUBMIT_BODY["requestBody"]["content"]["application/json"]["schema"] = {
     "anyOf": [{"$ref": f"#/components/schemas/{body.__name__}"} for body in (BatchJobBody, LongVideoJobBody)]
 }
-COMPONENT_BODIES = (BatchJobBody, LongVideoJobBody, BatchFormBody, BatchLineBody)
+COMPONENT_BODIES = (BatchJobBody, LongVideoJobBody, BatchFormBody, BatchLineBody, ResultLine)
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -142,6 +142,7 @@ RESUME_RESPONSES: Responses = {
     **_NOT_FOUND,
     429: SUBMIT_RESPONSES[429],
 }
+_LINES = {"type": "string", "x-lines": {"$ref": "#/components/schemas/ResultLine"}}
 _RESULT_EXAMPLE = {
     "id": f"{_JOB_ID}.0",
     "index": 0,
@@ -153,7 +154,7 @@ _RESULT_EXAMPLE = {
 RESULTS_RESPONSES: Responses = {
     200: {
         "description": "A `ResultLine` for each item that has ended so far, in order.",
-        "content": {"application/jsonl": {"schema": {"type": "string"}, "example": json.dumps(_RESULT_EXAMPLE)}},
+        "content": {"application/jsonl": {"schema": _LINES, "example": json.dumps(_RESULT_EXAMPLE)}},
     },
     **_NOT_FOUND,
 }
