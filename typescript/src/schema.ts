@@ -13,7 +13,7 @@ export interface paths {
         };
         /**
          * Index
-         * @description The page.
+         * @description The page; with `chat`, a stored conversation on it.
          */
         get: operations["index__get"];
         put?: never;
@@ -403,6 +403,120 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/chats": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Page
+         * @description The chats, the last used first.
+         */
+        get: operations["page_v1_chats_get"];
+        put?: never;
+        /**
+         * Create
+         * @description Begin a chat about kept videos. Its turns are asked at `/v1/chats/{id}/turns`.
+         */
+        post: operations["create_v1_chats_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chats/{chat_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Chat
+         * @description A chat with its turns.
+         */
+        get: operations["chat_v1_chats__chat_id__get"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete
+         * @description Remove a chat. Its videos stay; a turn that runs is answered, and not stored.
+         */
+        delete: operations["delete_v1_chats__chat_id__delete"];
+        options?: never;
+        head?: never;
+        /**
+         * Rename
+         * @description Give a chat another title.
+         */
+        patch: operations["rename_v1_chats__chat_id__patch"];
+        trace?: never;
+    };
+    "/v1/chats/{chat_id}/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Export
+         * @description The whole conversation as a file.
+         */
+        get: operations["export_v1_chats__chat_id__export_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chats/{chat_id}/turns": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Ask
+         * @description Ask the next question; all turns before it that have an answer are its context.
+         *
+         *     The turn is stored before its end is told. A client that leaves stops it; what there was of the answer stays.
+         */
+        post: operations["ask_v1_chats__chat_id__turns_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chats/{chat_id}/turns/{index}/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Retry
+         * @description Ask the last question again, with its parameters; the new answer replaces the old one.
+         */
+        post: operations["retry_v1_chats__chat_id__turns__index__retry_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/responses": {
         parameters: {
             query?: never;
@@ -621,6 +735,120 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * Answer
+         * @description The whole answer to one request.
+         *
+         *     ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
+         *     aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
+         *     where it has none, or was aborted before the frames were there.  ``moments`` are the times in it that the text
+         *     names, in the text's order.
+         */
+        Answer: {
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /** Text */
+            text: string;
+            /**
+             * Finish Reason
+             * @enum {string}
+             */
+            finish_reason: "stop" | "length" | "abort" | "error";
+            usage: components["schemas"]["Usage"];
+            video: components["schemas"]["VideoInfo"] | null;
+            timings: components["schemas"]["Timings"];
+            /**
+             * Moments
+             * @default []
+             */
+            moments?: components["schemas"]["Moment"][];
+            /**
+             * Variant
+             * @default null
+             */
+            variant?: string | null;
+        };
+        /**
+         * ChatAnswer
+         * @description A chat.
+         */
+        ChatAnswer: {
+            /**
+             * Id
+             * @example chat-5f0c9a7e2b
+             */
+            id: string;
+            /**
+             * Object
+             * @default chat
+             * @constant
+             */
+            object?: "chat";
+            /**
+             * Title
+             * @description Null until the first question, if none was given.
+             */
+            title: string | null;
+            /**
+             * Video Ids
+             * @example [
+             *       "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+             *     ]
+             */
+            video_ids: string[];
+            /** Num Turns */
+            num_turns: number;
+            /**
+             * Created At
+             * @description Seconds since 1970.
+             * @example 1790000000
+             */
+            created_at: number;
+            /**
+             * Updated At
+             * @description Of the last question.
+             * @example 1790000060
+             */
+            updated_at: number;
+        };
+        /**
+         * ChatList
+         * @description A page of the list, the last used first.
+         */
+        ChatList: {
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+            /** Data */
+            data: components["schemas"]["ChatAnswer"][];
+            /** Has More */
+            has_more: boolean;
+            /**
+             * Next Cursor
+             * @description The `cursor` of the next page.
+             */
+            next_cursor: string | null;
+        };
+        /**
+         * ChatVideoAnswer
+         * @description A video that a chat is about.
+         */
+        ChatVideoAnswer: {
+            /** Id */
+            id: string;
+            /** Filename */
+            filename: string | null;
+            /**
+             * Is Kept
+             * @description False after it was deleted or has expired; keep the same file again to go on.
+             */
+            is_kept: boolean;
+        };
         /**
          * ErrorBody
          * @description The one error shape.
@@ -945,6 +1173,26 @@ export interface components {
             next_cursor: string | null;
         };
         /**
+         * Moment
+         * @description A time in the video that the answer's text names.
+         *
+         *     Attributes:
+         *         start_seconds: from the start of the file.
+         *         end_seconds: the same, of a span; None for a single time.
+         *         text: the time or span, as the answer has it.
+         *         sentence: what the answer says of it: the sentence around it.
+         */
+        Moment: {
+            /** Start Seconds */
+            start_seconds: number;
+            /** End Seconds */
+            end_seconds: number | null;
+            /** Text */
+            text: string;
+            /** Sentence */
+            sentence: string;
+        };
+        /**
          * TimelineEntry
          * @description What happens from when to when, in seconds from the video's start.
          */
@@ -964,6 +1212,80 @@ export interface components {
              * @example A red circle moves left.
              */
             text: string;
+        };
+        /**
+         * Timings
+         * @description Where the time went, in seconds.  ``time_to_first_token`` and ``total`` count from receipt of the request.
+         */
+        Timings: {
+            /**
+             * Queue
+             * @default 0
+             */
+            queue?: number;
+            /**
+             * Fetch
+             * @default 0
+             */
+            fetch?: number;
+            /**
+             * Video Decode
+             * @default 0
+             */
+            video_decode?: number;
+            /**
+             * Preprocess
+             * @default 0
+             */
+            preprocess?: number;
+            /**
+             * Prefill
+             * @default 0
+             */
+            prefill?: number;
+            /**
+             * Time To First Token
+             * @default 0
+             */
+            time_to_first_token?: number;
+            /**
+             * Total
+             * @default 0
+             */
+            total?: number;
+        };
+        /**
+         * TurnAnswer
+         * @description A question, and what became of it.
+         */
+        TurnAnswer: {
+            /** Index */
+            index: number;
+            /** Prompt */
+            prompt: string;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "running" | "done" | "stopped" | "failed";
+            /**
+             * Model
+             * @description The model that was asked for; null is the server's default.
+             */
+            model: string | null;
+            /** Video Params */
+            video_params: {
+                [key: string]: unknown;
+            };
+            /** Generation Params */
+            generation_params: {
+                [key: string]: unknown;
+            };
+            /** @description Of a stopped turn, what there was of it. */
+            answer: components["schemas"]["Answer"] | null;
+            error: components["schemas"]["ErrorDetail"] | null;
+            /** Created At */
+            created_at: number;
         };
         /**
          * UploadAnswer
@@ -1003,6 +1325,25 @@ export interface components {
              * @description The kept video that it has become; null while it goes on.
              */
             video_id: string | null;
+        };
+        /**
+         * Usage
+         * @description Token counts.  ``prompt_tokens`` includes ``video_tokens``, and ``cached_tokens``: those not computed again.
+         */
+        Usage: {
+            /** Prompt Tokens */
+            prompt_tokens: number;
+            /** Video Tokens */
+            video_tokens: number;
+            /** Completion Tokens */
+            completion_tokens: number;
+            /**
+             * Cached Tokens
+             * @default 0
+             */
+            cached_tokens?: number;
+            /** Total Tokens */
+            total_tokens: number;
         };
         /**
          * VideoInfo
@@ -1083,6 +1424,53 @@ export interface components {
              * @default null
              */
             frames_url?: string | null;
+        };
+        /**
+         * WholeChatAnswer
+         * @description A chat with its turns.
+         */
+        WholeChatAnswer: {
+            /**
+             * Id
+             * @example chat-5f0c9a7e2b
+             */
+            id: string;
+            /**
+             * Object
+             * @default chat
+             * @constant
+             */
+            object?: "chat";
+            /**
+             * Title
+             * @description Null until the first question, if none was given.
+             */
+            title: string | null;
+            /**
+             * Video Ids
+             * @example [
+             *       "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+             *     ]
+             */
+            video_ids: string[];
+            /** Num Turns */
+            num_turns: number;
+            /**
+             * Created At
+             * @description Seconds since 1970.
+             * @example 1790000000
+             */
+            created_at: number;
+            /**
+             * Updated At
+             * @description Of the last question.
+             * @example 1790000060
+             */
+            updated_at: number;
+            /** Videos */
+            videos: components["schemas"]["ChatVideoAnswer"][];
+            /** Turns */
+            turns: components["schemas"]["TurnAnswer"][];
         };
         /**
          * BatchFormBody
@@ -1675,6 +2063,18 @@ export interface components {
             type: "text";
             /** Text */
             text: string;
+        };
+        /**
+         * ChatTitleBody
+         * @description Another title.
+         */
+        ChatTitleBody: {
+            /**
+             * Title
+             * @description For people.
+             * @example The kitchen, Monday
+             */
+            title: string;
         };
         /**
          * ChatVideoPart
@@ -2274,24 +2674,27 @@ export interface components {
             do_sample_frames?: true | null;
         };
         /**
-         * Moment
-         * @description A time in the video that the answer's text names.
-         *
-         *     Attributes:
-         *         start_seconds: from the start of the file.
-         *         end_seconds: the same, of a span; None for a single time.
-         *         text: the time or span, as the answer has it.
-         *         sentence: what the answer says of it: the sentence around it.
+         * NewChatBody
+         * @description A new chat: give `video_id` or `video_ids`.
          */
-        Moment: {
-            /** Start Seconds */
-            start_seconds: number;
-            /** End Seconds */
-            end_seconds: number | null;
-            /** Text */
-            text: string;
-            /** Sentence */
-            sentence: string;
+        NewChatBody: {
+            /**
+             * Video Id
+             * @default null
+             */
+            video_id?: string | null;
+            /**
+             * Video Ids
+             * @description Several kept videos or images, in order.
+             * @default null
+             */
+            video_ids?: string[] | null;
+            /**
+             * Title
+             * @description For people; left out, the first question becomes it.
+             * @default null
+             */
+            title?: string | null;
         };
         /**
          * OutputTextPart
@@ -2617,6 +3020,18 @@ export interface components {
              * @default null
              */
             error?: null;
+        };
+        /**
+         * RetryBody
+         * @description The last question again, with its parameters.
+         */
+        RetryBody: {
+            /**
+             * Stream
+             * @description Answer as server-sent events.
+             * @default false
+             */
+            stream?: boolean;
         };
         /**
          * SizeBody
@@ -2960,45 +3375,51 @@ export interface components {
             strict?: boolean | null;
         };
         /**
-         * Timings
-         * @description Where the time went, in seconds.  ``time_to_first_token`` and ``total`` count from receipt of the request.
+         * TurnBody
+         * @description The next question of a chat.
          */
-        Timings: {
+        TurnBody: {
             /**
-             * Queue
-             * @default 0
+             * Prompt
+             * @description The question.
+             * @example What happens in this video?
              */
-            queue?: number;
+            prompt: string;
             /**
-             * Fetch
-             * @default 0
+             * @description How the chat's videos are sampled from this turn on; left out, as in the turn before, which alone spares computing them again.
+             * @default null
              */
-            fetch?: number;
+            video_params?: components["schemas"]["VideoParamsBody"] | null;
             /**
-             * Video Decode
-             * @default 0
+             * @default {
+             *       "temperature": null,
+             *       "top_p": 1,
+             *       "top_k": 0,
+             *       "min_p": 0,
+             *       "seed": null,
+             *       "stop": null,
+             *       "repetition_penalty": 1,
+             *       "presence_penalty": 0,
+             *       "frequency_penalty": 0,
+             *       "logit_bias": null,
+             *       "ignore_eos": false,
+             *       "max_tokens": null,
+             *       "response_format": null
+             *     }
              */
-            video_decode?: number;
+            generation_params?: components["schemas"]["GenerationParamsBody"];
             /**
-             * Preprocess
-             * @default 0
+             * Model
+             * @description Left out, as in the turn before.
+             * @default null
              */
-            preprocess?: number;
+            model?: string | null;
             /**
-             * Prefill
-             * @default 0
+             * Stream
+             * @description Answer as server-sent events.
+             * @default false
              */
-            prefill?: number;
-            /**
-             * Time To First Token
-             * @default 0
-             */
-            time_to_first_token?: number;
-            /**
-             * Total
-             * @default 0
-             */
-            total?: number;
+            stream?: boolean;
         };
         /**
          * UploadPlanBody
@@ -3677,60 +4098,6 @@ export interface components {
             video_id?: string | null;
         };
         /**
-         * Usage
-         * @description Token counts.  ``prompt_tokens`` includes ``video_tokens``, and ``cached_tokens``: those not computed again.
-         */
-        Usage: {
-            /** Prompt Tokens */
-            prompt_tokens: number;
-            /** Video Tokens */
-            video_tokens: number;
-            /** Completion Tokens */
-            completion_tokens: number;
-            /**
-             * Cached Tokens
-             * @default 0
-             */
-            cached_tokens?: number;
-            /** Total Tokens */
-            total_tokens: number;
-        };
-        /**
-         * Answer
-         * @description The whole answer to one request.
-         *
-         *     ``model`` is the model or alias that was asked for, ``variant`` the model that answered; None where the request was
-         *     aborted before one was chosen.  ``video`` is the request's first video or image (the events tell of each); None
-         *     where it has none, or was aborted before the frames were there.  ``moments`` are the times in it that the text
-         *     names, in the text's order.
-         */
-        Answer: {
-            /** Id */
-            id: string;
-            /** Model */
-            model: string;
-            /** Text */
-            text: string;
-            /**
-             * Finish Reason
-             * @enum {string}
-             */
-            finish_reason: "stop" | "length" | "abort" | "error";
-            usage: components["schemas"]["Usage"];
-            video: components["schemas"]["VideoInfo"] | null;
-            timings: components["schemas"]["Timings"];
-            /**
-             * Moments
-             * @default []
-             */
-            moments?: components["schemas"]["Moment"][];
-            /**
-             * Variant
-             * @default null
-             */
-            variant?: string | null;
-        };
-        /**
          * FittedPlan
          * @description What would be sampled with `fit`.
          */
@@ -3901,7 +4268,9 @@ export type $defs = Record<string, never>;
 export interface operations {
     index__get: {
         parameters: {
-            query?: never;
+            query?: {
+                chat?: string | null;
+            };
             header?: never;
             path?: never;
             cookie?: never;
@@ -6489,6 +6858,813 @@ export interface operations {
             };
             /** @description There is no such model; the message tells which there are. */
             404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    page_v1_chats_get: {
+        parameters: {
+            query?: {
+                /** @description Most chats of a page. */
+                limit?: number;
+                /** @description A page's `next_cursor`, for the page after it. */
+                cursor?: string | null;
+                /** @description Only chats with this in their title. */
+                query?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatList"];
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    create_v1_chats_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "video_id": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+                 *     }
+                 */
+                "application/json": components["schemas"]["NewChatBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatAnswer"];
+                };
+            };
+            /** @description A field is wrong; `param` names it. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description No such video is kept (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many requests; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many chats are kept. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    chat_v1_chats__chat_id__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The chat. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WholeChatAnswer"];
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    delete_v1_chats__chat_id__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description Too many requests; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    rename_v1_chats__chat_id__patch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "title": "The kitchen, Monday"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ChatTitleBody"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatAnswer"];
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    export_v1_chats__chat_id__export_get: {
+        parameters: {
+            query?: {
+                /** @description To be read by people, or by programs. */
+                format?: "markdown" | "json";
+            };
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The chat as a file. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/markdown": string;
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description A parameter is wrong; `param` names it. Or the Host header is not one of this server's names. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat (any more). */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    ask_v1_chats__chat_id__turns_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "prompt": "What happens?",
+                 *       "generation_params": {
+                 *         "max_tokens": 128
+                 *       }
+                 *     }
+                 */
+                "application/json": components["schemas"]["TurnBody"];
+            };
+        };
+        responses: {
+            /** @description The answer; with `stream`, server-sent events: status, video, delta, then done or error. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "req-0f9d2c",
+                     *       "model": "demo",
+                     *       "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
+                     *       "finish_reason": "stop",
+                     *       "usage": {
+                     *         "prompt_tokens": 214,
+                     *         "video_tokens": 120,
+                     *         "completion_tokens": 24,
+                     *         "cached_tokens": 192,
+                     *         "total_tokens": 238
+                     *       },
+                     *       "video": {
+                     *         "kind": "video",
+                     *         "num_frames": 20,
+                     *         "height": 96,
+                     *         "width": 128,
+                     *         "source_height": 240,
+                     *         "source_width": 320,
+                     *         "video_tokens": 120,
+                     *         "decoder": "pyav",
+                     *         "duration_seconds": 10,
+                     *         "source_fps": 24,
+                     *         "sample_fps": 2,
+                     *         "frame_timestamps": [
+                     *           0,
+                     *           0.5,
+                     *           1
+                     *         ],
+                     *         "video_start": 0,
+                     *         "video_end": 10,
+                     *         "notes": [],
+                     *         "frames_url": "/v1/frames/9f86d081884c7d65/{index}.jpg"
+                     *       },
+                     *       "timings": {
+                     *         "queue": 0,
+                     *         "fetch": 0,
+                     *         "video_decode": 0.1,
+                     *         "preprocess": 0,
+                     *         "prefill": 0.1,
+                     *         "time_to_first_token": 0.2,
+                     *         "total": 0.4
+                     *       },
+                     *       "moments": [
+                     *         {
+                     *           "start_seconds": 4.2,
+                     *           "end_seconds": null,
+                     *           "text": "<4.2 seconds>",
+                     *           "sentence": "Then, at <4.2 seconds>, a blue square blinks."
+                     *         }
+                     *       ],
+                     *       "variant": "demo"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Answer"];
+                    /**
+                     * @example event: status
+                     *     data: {"id": "req-0f9d2c", "stage": "decoding", "queue_position": null}
+                     *
+                     *     event: video
+                     *     data: {"id": "req-0f9d2c", "video": {}}
+                     *
+                     *     event: delta
+                     *     data: {"id": "req-0f9d2c", "text": "A red"}
+                     *
+                     *     event: done
+                     *     data: {"id": "req-0f9d2c", "text": "A red circle moves left."}
+                     */
+                    "text/event-stream": string;
+                };
+            };
+            /** @description A field is wrong; `param` names it. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat, turn or model, or the chat's video is not kept any more. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A turn of the chat is being answered, or the turn is not the last one. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The video is larger than the server accepts. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The file is not a video or image that can be read. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The server is full; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A fault of the server. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The server starts, drains, or the worker died. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The request took longer than the server's limit. */
+            504: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    retry_v1_chats__chat_id__turns__index__retry_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The chat's `id`. */
+                chat_id: string;
+                /** @description The turn's `index`. */
+                index: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                /**
+                 * @example {
+                 *       "stream": false
+                 *     }
+                 */
+                "application/json": components["schemas"]["RetryBody"];
+            };
+        };
+        responses: {
+            /** @description The answer; with `stream`, server-sent events: status, video, delta, then done or error. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "req-0f9d2c",
+                     *       "model": "demo",
+                     *       "text": "A red circle moves left. Then, at <4.2 seconds>, a blue square blinks.",
+                     *       "finish_reason": "stop",
+                     *       "usage": {
+                     *         "prompt_tokens": 214,
+                     *         "video_tokens": 120,
+                     *         "completion_tokens": 24,
+                     *         "cached_tokens": 192,
+                     *         "total_tokens": 238
+                     *       },
+                     *       "video": {
+                     *         "kind": "video",
+                     *         "num_frames": 20,
+                     *         "height": 96,
+                     *         "width": 128,
+                     *         "source_height": 240,
+                     *         "source_width": 320,
+                     *         "video_tokens": 120,
+                     *         "decoder": "pyav",
+                     *         "duration_seconds": 10,
+                     *         "source_fps": 24,
+                     *         "sample_fps": 2,
+                     *         "frame_timestamps": [
+                     *           0,
+                     *           0.5,
+                     *           1
+                     *         ],
+                     *         "video_start": 0,
+                     *         "video_end": 10,
+                     *         "notes": [],
+                     *         "frames_url": "/v1/frames/9f86d081884c7d65/{index}.jpg"
+                     *       },
+                     *       "timings": {
+                     *         "queue": 0,
+                     *         "fetch": 0,
+                     *         "video_decode": 0.1,
+                     *         "preprocess": 0,
+                     *         "prefill": 0.1,
+                     *         "time_to_first_token": 0.2,
+                     *         "total": 0.4
+                     *       },
+                     *       "moments": [
+                     *         {
+                     *           "start_seconds": 4.2,
+                     *           "end_seconds": null,
+                     *           "text": "<4.2 seconds>",
+                     *           "sentence": "Then, at <4.2 seconds>, a blue square blinks."
+                     *         }
+                     *       ],
+                     *       "variant": "demo"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Answer"];
+                    /**
+                     * @example event: status
+                     *     data: {"id": "req-0f9d2c", "stage": "decoding", "queue_position": null}
+                     *
+                     *     event: video
+                     *     data: {"id": "req-0f9d2c", "video": {}}
+                     *
+                     *     event: delta
+                     *     data: {"id": "req-0f9d2c", "text": "A red"}
+                     *
+                     *     event: done
+                     *     data: {"id": "req-0f9d2c", "text": "A red circle moves left."}
+                     */
+                    "text/event-stream": string;
+                };
+            };
+            /** @description A field is wrong; `param` names it. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A key is needed, and none came that is known. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description It comes from a page of another site, which `ALLOWED_ORIGINS` does not list. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description There is no such chat, turn or model, or the chat's video is not kept any more. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The body came too slowly, or not at all. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A turn of the chat is being answered, or the turn is not the last one. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The video is larger than the server accepts. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The file is not a video or image that can be read. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The server is full; `Retry-After` says when to try again. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description A fault of the server. */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The server starts, drains, or the worker died. */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+            /** @description The request took longer than the server's limit. */
+            504: {
                 headers: {
                     [name: string]: unknown;
                 };
