@@ -13,6 +13,7 @@ from support import ROOT, Server
 
 from tru_vlm.api.keys import Keyring, hash_key, main, new_key, parse_keys
 from tru_vlm.api.security.door import OPEN_PATHS, OPEN_PREFIX
+from tru_vlm.api.security.sessions import COOKIE
 from tru_vlm.principal import RateLimits
 
 HEALTH = {"/health", "/v1/health", "/v1/health/live", "/v1/health/ready"}
@@ -32,13 +33,27 @@ def test_every_described_route_but_health_asks_for_a_key(keyed) -> None:
         assert method == "head" or error_of(response)["code"] == "missing_api_key"
 
 
+def test_the_description_says_how_a_key_is_sent_and_where_none_is_needed(keyed, server: Server) -> None:
+    schema = requests.get(keyed.base + "/openapi.json", headers=keyed.bearer("alice"), timeout=TIMEOUT).json()
+    schemes = schema["components"]["securitySchemes"]
+    sent = {(scheme["type"], scheme.get("scheme") or scheme["name"]) for scheme in schemes.values()}
+    assert sent == {("http", "bearer"), ("apiKey", "X-API-Key"), ("apiKey", COOKIE)}
+    assert schema["security"] == [{name: []} for name in schemes]
+    open_paths = {
+        path for path, item in schema["paths"].items() if all(part.get("security") == [] for part in item.values())
+    }
+    assert open_paths == HEALTH - {"/health"}
+    schema = requests.get(server.base + "/openapi.json", timeout=TIMEOUT).json()
+    assert "security" not in schema, "nobody needs a key there"
+
+
 def test_the_open_paths_are_these() -> None:
     assert HEALTH | {"/login", "/logout"} == OPEN_PATHS
     assert OPEN_PREFIX == "/static/"
 
 
 def test_health_and_static_files_are_open(keyed) -> None:
-    for path in ("/v1/health", "/health", "/static/app.css", "/login"):
+    for path in ("/v1/health", "/v1/health/live", "/v1/health/ready", "/health", "/static/app.css", "/login"):
         assert requests.get(keyed.base + path, timeout=TIMEOUT).status_code == 200, path
     leaving = requests.get(keyed.base + "/static/../v1/models", timeout=TIMEOUT)
     assert leaving.status_code == 401

@@ -13,6 +13,8 @@ from pydantic.json_schema import models_json_schema
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
 from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
+from tru_vlm.api.security.door import OPEN_PATHS
+from tru_vlm.api.security.sessions import COOKIE
 from tru_vlm.errors import ErrorType
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer
@@ -210,12 +212,20 @@ PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
+SECURITY_SCHEMES: dict[str, dict[str, str]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as OpenAI's clients send it."},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What /login gives a browser."},
+}
+
+
+def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = (), *, asks_for_key: bool = False) -> None:
     """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema.
 
     Args:
         app: all routes.
         more: bodies beside those of the native routes.
+        asks_for_key: whether this server has keys; the routes that are open without one say so.
     """
     bodies: list[type[BaseModel]] = [UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody, *more]
     _, own = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
@@ -235,7 +245,18 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
                 routes=app.routes,
             )
             schema["components"]["schemas"].update(components)
+            if asks_for_key:
+                _describe_keys(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_keys(schema: dict[str, Any]) -> None:
+    """Any of the schemes will do on every route; on the open ones none is needed."""
+    schema["components"]["securitySchemes"] = SECURITY_SCHEMES
+    schema["security"] = [{name: []} for name in SECURITY_SCHEMES]
+    for path in OPEN_PATHS & schema["paths"].keys():
+        for operation in schema["paths"][path].values():
+            operation["security"] = []
