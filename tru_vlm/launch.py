@@ -17,6 +17,7 @@ from pathlib import Path
 from tru_vlm.processor.profile import ModelProfile, ModelProfileError, load_profile
 from tru_vlm.served_models import ServedModels, served_models
 from tru_vlm.settings import Settings, SettingsError, load_settings
+from tru_vlm.telemetry.logs import adopt_libraries, configure_logs
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,11 @@ def main(**overrides: object) -> int:
         served = served_models(settings)
     except SettingsError as error:
         return _refuse(str(error), 2)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logs(settings.log_format, settings.log_level)
     if reason := port_problem(settings):
-        return _refuse(reason, 1)
+        return _refuse(reason, 1, settings)
     if reason := backend_problem(served) or decoding_problem(settings):
-        return _refuse(reason, 2)
+        return _refuse(reason, 2, settings)
     return _serve(settings, served)
 
 
@@ -56,7 +57,7 @@ def _serve(settings: Settings, served: ServedModels) -> int:
         keyring = load_keyring(settings)
         profiles = _load_profiles(served)
     except ValueError as error:
-        return _refuse(str(error), 2)
+        return _refuse(str(error), 2, settings)
     if not keyring and settings.host != LOOPBACK:
         logger.warning(
             "HOST=%s and no API_KEYS: everybody who reaches port %d may use this server. "
@@ -66,6 +67,7 @@ def _serve(settings: Settings, served: ServedModels) -> int:
         )
     with _private_folder() as sockets:
         try:
+            adopt_libraries()
             server = build_server(settings, served, profiles, keyring, sockets)
             server.serve(
                 host=settings.host,
@@ -76,7 +78,7 @@ def _serve(settings: Settings, served: ServedModels) -> int:
                 uvicorn_options={**http_options(settings), **socket_options(settings)},
             )
         except StartError as error:
-            return _refuse(str(error), 1)
+            return _refuse(str(error), 1, settings)
     return 0
 
 
@@ -160,6 +162,9 @@ def _announce_when_ready(settings: Settings, served: ServedModels) -> None:
         while True:
             time.sleep(_POLL_SECONDS)
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v1/health", timeout=5):  # noqa: S310
+                if settings.log_format == "json":
+                    logger.info("ready at %s (%s)", address, model)
+                    return
                 sys.stdout.write(f"\n  Ask a video a question ({model}):  {address}/\n\n")
                 sys.stdout.flush()
                 return
@@ -167,6 +172,9 @@ def _announce_when_ready(settings: Settings, served: ServedModels) -> None:
     threading.Thread(target=wait, name="announce", daemon=True).start()
 
 
-def _refuse(reason: str, status: int) -> int:
-    sys.stderr.write(f"The server cannot start.\n{reason}\n")
+def _refuse(reason: str, status: int, settings: Settings | None = None) -> int:
+    if settings is not None and settings.log_format == "json":
+        logger.critical("The server cannot start. %s", reason)
+    else:
+        sys.stderr.write(f"The server cannot start.\n{reason}\n")
     return status

@@ -314,6 +314,9 @@ class Settings(BaseSettings):
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How a line of the log looks: text for people, or one JSON object."
+    )
 
     @field_validator("video_decode_device")
     @classmethod

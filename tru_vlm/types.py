@@ -239,6 +239,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request came from, as logs call it in every process.
+
+    Attributes:
+        request_id: the client's name for its exchange, or ours; not unique where the client chose it.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRequest:
     """What is submitted to a worker: ids, paths and numbers.
 
@@ -248,6 +259,7 @@ class WorkerRequest:
         media: sampled frames, in the order of their parts.
         generation: how to generate.
         cache_salt: what the model computed is reused only under the same one; a tenant's.
+        origin: for the log.
     """
 
     id: str
@@ -255,6 +267,7 @@ class WorkerRequest:
     media: tuple[FramesRef, ...]
     generation: GenerationParams = field(default_factory=lambda: GenerationParams(max_tokens=256, temperature=0.0))
     cache_salt: str = ""
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import Engine, EngineEvent, EngineRequest, FailEvent, MediaInput
 from tru_vlm.errors import InternalError, TruError
 from tru_vlm.settings import Settings
+from tru_vlm.telemetry.exchange import on_behalf_of
+from tru_vlm.telemetry.logs import adopt_libraries, configure_logs
 from tru_vlm.types import FramesRef, WorkerRequest
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,9 @@ class VideoLitAPI(litserve.LitAPI):
 
     def setup(self, device: str | Sequence[str]) -> None:
         """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker."""
-        logging.basicConfig(level=self.settings.log_level.upper())
+        configure_logs(self.settings.log_format, self.settings.log_level)
         self.engine = create_engine(self.settings, device, num_cpu_engines=self.num_cpu_engines)
+        adopt_libraries()
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)
 
     def decode_request(self, request: WorkerRequest, **_: object) -> EngineRequest:
@@ -70,6 +73,7 @@ class VideoLitAPI(litserve.LitAPI):
             media=media,
             generation=request.generation,
             cache_salt=request.cache_salt,
+            origin=request.origin,
         )
 
     def batch(self, inputs: Sequence[EngineRequest]) -> list[EngineRequest]:
@@ -80,14 +84,21 @@ class VideoLitAPI(litserve.LitAPI):
         """Take new requests in, advance every running row by one step, and return what happened, in order."""
         refused: list[EngineEvent] = []
         for request in x:
-            try:
-                self.engine.submit(request)
-            except TruError as error:
-                refused.append(FailEvent(request.id, error.info()))
-            except Exception:
-                logger.exception("request %s: the engine refused it", request.id)
-                refused.append(FailEvent(request.id, InternalError().info()))
+            with on_behalf_of(request.origin):
+                if (error := self._submit(request)) is not None:
+                    refused.append(FailEvent(request.id, error.info()))
         return [*refused, *self.engine.step()]
+
+    def _submit(self, request: EngineRequest) -> TruError | None:
+        """Hand a request to the engine; why it does not take it, or None."""
+        try:
+            self.engine.submit(request)
+        except TruError as error:
+            return error
+        except Exception:
+            logger.exception("request %s: the engine refused it", request.id)
+            return InternalError()
+        return None
 
     def encode_response(self, output: EngineEvent, **_: object) -> EngineEvent:
         """One row's event, as it crosses to the HTTP process."""
@@ -95,13 +106,14 @@ class VideoLitAPI(litserve.LitAPI):
 
     def admit(self, request: WorkerRequest) -> EngineRequest | FailEvent:
         """``decode_request`` with its errors as data, so that they stay with their own request."""
-        try:
-            return self.decode_request(request)
-        except TruError as error:
-            return FailEvent(request.id, error.info())
-        except Exception:
-            logger.exception("request %s: decode_request failed", request.id)
-            return FailEvent(request.id, InternalError().info())
+        with on_behalf_of(request.origin):
+            try:
+                return self.decode_request(request)
+            except TruError as error:
+                return FailEvent(request.id, error.info())
+            except Exception:
+                logger.exception("request %s: decode_request failed", request.id)
+                return FailEvent(request.id, InternalError().info())
 
 
 def _open_media(ref: FramesRef) -> MediaInput:

@@ -17,6 +17,7 @@ from litserve.loops.base import LitLoop
 
 from tru_vlm.api.link import Abort, Hello, Submit, ToWorker, WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
+from tru_vlm.api.worker_record import WorkerRecord
 from tru_vlm.engine.base import EngineEvent, EngineRequest, EngineStats, FailEvent, FinishEvent
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ class StepLoop(LitLoop):
 
     _reported: EngineStats | None = None
     _reported_at = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._record = WorkerRecord()
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -63,6 +68,9 @@ class StepLoop(LitLoop):
         try:
             while os.getppid() == lit_api.server_pid and (link.is_connected or not is_stopping):
                 self._iterate(lit_api, link, worker_id)
+        except Exception as error:
+            logger.exception("the engine failed; this worker ends")
+            raise SystemExit(1) from error
         finally:
             link.close()
             lit_api.engine.close()
@@ -79,6 +87,7 @@ class StepLoop(LitLoop):
             events += lit_api.predict(lit_api.batch(joining))
         if events:
             self._reported, self._reported_at = engine.stats(), time.monotonic()
+            self._record.happened(events)
             link.send([lit_api.encode_response(event) for event in events], self._reported)
         elif engine.has_work() and time.monotonic() - self._reported_at > _REPORT_SECONDS:
             self._report(link, engine.stats())
@@ -101,6 +110,7 @@ class StepLoop(LitLoop):
         for message in messages:
             match message:
                 case Submit(request):
+                    self._record.taken(request)
                     admitted = lit_api.admit(request)
                     if isinstance(admitted, FailEvent):
                         failed.append(admitted)
@@ -110,5 +120,6 @@ class StepLoop(LitLoop):
                     if joining.pop(request_id, None) is None:
                         lit_api.engine.abort(request_id)
                     else:  # aborted before it joined: it never reaches the engine
+                        self._record.dropped(request_id)
                         link.forget(request_id)
         return list(joining.values()), failed

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 # falls over, since it means the package fastmcp.
 litserve.server._MCP_AVAILABLE = False
 
+# LitServe sets up handlers of its own.  Its lines go where ours go, see tru_vlm/telemetry/logs.py.
+litserve.server.configure_logging = lambda *_args, **_kwargs: None
+
 _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirect", "/redoc"})
 _MONITOR_SECONDS = 0.5
 _START_SECONDS = 0.05
@@ -184,6 +187,7 @@ class WorkerServer(litserve.LitServer):
                     log_level=log_level,
                     generate_client_file=False,
                     access_log=False,
+                    log_config=None,
                     **uvicorn_options,
                 )
         except StartError:

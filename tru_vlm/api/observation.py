@@ -1,4 +1,4 @@
-"""Sees every exchange from the outside: gives it its id, counts it when it has ended.
+"""Sees every exchange from the outside: gives it its id, counts it and logs it when it has ended.
 
 The outermost layer, so that it also sees what other layers answer by themselves.
 """
@@ -9,12 +9,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.access_log import log_exchange
 from tru_vlm.telemetry.exchange import UNMATCHED, Exchange, begin_exchange
 from tru_vlm.telemetry.metrics import Metrics, Reading
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SERVER_ERROR = 500
 _CLIENT_CLOSED_REQUEST = 499
+_HANDSHAKE = {"websocket.accept": 101, "websocket.close": 403}
 
 
 class Observation:
@@ -42,27 +44,60 @@ class Observation:
             method if method in _METHODS else "other",
             lambda: _route(scope),
         )
-        if scope["type"] == "websocket":  # its questions are counted by themselves
-            exchange.is_connection = True
-            await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._connection(scope, receive, send, exchange)
             return
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            exchange.received_bytes += len(message.get("body", b""))
+            return message
 
         async def named_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = exchange.request_id
-            elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                self._end(exchange)  # before the client can look at the numbers
+            elif message["type"] == "http.response.body":
+                exchange.sent_bytes += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    self._end(exchange)  # before the client can look at the numbers
             await send(message)
 
         self._num_open += 1
         try:
-            await self._app(scope, receive, named_send)
+            await self._app(scope, counted_receive, named_send)
         except Exception:  # the answer to it is made outside of all layers
             exchange.status = exchange.status or _SERVER_ERROR
             raise
         finally:
             self._end(exchange)
+
+    async def _connection(self, scope: Scope, receive: Receive, send: Send, exchange: Exchange) -> None:
+        """A WebSocket: its questions are counted and logged by themselves."""
+        exchange.is_connection = True
+        exchange.method = "WEBSOCKET"
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            exchange.received_bytes += _num_bytes(message)
+            return message
+
+        async def counted_send(message: Message) -> None:
+            kind = message["type"]
+            if kind == "websocket.send":
+                exchange.sent_bytes += _num_bytes(message)
+            elif exchange.status is None:  # the first one answers the handshake
+                exchange.status = _HANDSHAKE.get(kind) or message.get("status")
+            await send(message)
+
+        try:
+            await self._app(scope, counted_receive, counted_send)
+        except Exception:
+            exchange.status = _SERVER_ERROR
+            raise
+        finally:
+            exchange.is_over = True
+            log_exchange(exchange, status=exchange.status or _CLIENT_CLOSED_REQUEST)
 
     def _end(self, exchange: Exchange) -> None:
         if exchange.is_over:
@@ -74,6 +109,12 @@ class Observation:
         if exchange.outcome_now() == "rejected" and not exchange.has_question:
             cause = exchange.error.code if exchange.error else f"http_{status}"
             self._metrics.count(catalogue.REJECTIONS, route=exchange.route, cause=cause)
+        log_exchange(exchange, status=int(status))
+
+
+def _num_bytes(message: Message) -> int:
+    """The payload of a WebSocket's message; of text its characters, which is all but the same and costs no copy."""
+    return len(message.get("text") or message.get("bytes") or "")
 
 
 def _route(scope: Scope) -> str:

@@ -30,6 +30,7 @@ from tru_vlm.intake.source import VideoSource, is_remote
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.plans import TokenCounts
 from tru_vlm.principal import Principal
+from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import QuestionRecord
 from tru_vlm.types import (
@@ -134,7 +135,7 @@ class RequestRun:
         self.model_name = models.name_of(request.model)
         self._record = QuestionRecord(metrics, self.model_name)
         self.id = self._record.id
-        self.request_id = self._record.request_id
+        self.request_id = self._record.origin.request_id
         self.events: asyncio.Queue[RequestEvent] = asyncio.Queue()
         self.accepted = asyncio.Event()
         self._request = request
@@ -160,6 +161,10 @@ class RequestRun:
 
     async def execute(self) -> None:
         """Run every stage.  The only place where a request's errors end."""
+        with on_behalf_of(self._record.origin):
+            await self._execute()
+
+    async def _execute(self) -> None:
         self._record.opened()
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -306,7 +311,9 @@ class RequestRun:
             self._emit(VideoEvent(self.id, video))
         self._record.sampled([lease.info for lease in leases])
         refs = tuple(lease.ref for lease in leases)
-        request = WorkerRequest(self.id, self._request.messages, refs, generation, self._principal.cache_salt)
+        request = WorkerRequest(
+            self.id, self._request.messages, refs, generation, self._principal.cache_salt, self._record.origin
+        )
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(model.workers.run(request)) as events:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +39,6 @@ from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import begin_counters
 from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent
 from tru_vlm.video.service import VideoService
-
-logger = logging.getLogger(__name__)
 
 _MAX_FORM_FIELD_BYTES = 1 << 20
 _MAX_FORM_FIELDS = 64
@@ -328,7 +325,6 @@ class InferenceService:
             self._questions.give_back()
             self.rates.leave(principal)
 
-        logger.info("request %s is %s's", run.id, principal.name)
         return RequestStream(run, on_end)
 
     async def plan(self, request: InferenceRequest, principal: Principal) -> PlanAnswer:

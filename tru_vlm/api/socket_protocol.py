@@ -7,6 +7,7 @@ when a new uvicorn changes one of them.  Written against 0.54.  It knows no mess
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -18,6 +19,10 @@ from tru_vlm.settings import Settings
 
 _STATE = "server_drains"
 _FAREWELL_SECONDS = 2.0
+
+# Uvicorn logs the query of every handshake, which may hold a secret.  Ours has a line of its own.
+_logger = logging.getLogger("uvicorn.error.websocket")
+_logger.setLevel(logging.WARNING)
 
 
 def server_drains(connection: HTTPConnection) -> asyncio.Event:
@@ -48,6 +53,7 @@ class DrainingSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.debug = False  # it would log every header at LOG_LEVEL=debug, keys among them, and every message
+        self.logger = _logger
         self._drains = asyncio.Event()
         self._abort_timer: asyncio.TimerHandle | None = None
 

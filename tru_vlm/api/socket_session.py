@@ -25,7 +25,8 @@ from tru_vlm.api.socket_messages import (
     parse_question,
 )
 from tru_vlm.errors import InternalError, InvalidRequestError, OverloadedError, TruError, UnavailableError
-from tru_vlm.types import DoneEvent, ErrorEvent
+from tru_vlm.telemetry.exchange import on_behalf_of
+from tru_vlm.types import DoneEvent, ErrorEvent, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class SocketSession:
             raise
         except Exception:
             request_id = new_request_id()
-            logger.exception("request %s failed", request_id)
+            with on_behalf_of(Origin(request_id)):
+                logger.exception("request %s failed", request_id)
             await self._send(error_message(InternalError().info(), request_id, chosen))
 
     def _check_free(self, chosen: str | None) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.processor.prompt import MediaLayout
-from tru_vlm.types import FinishReason, GenerationParams, MediaKind, Message, Usage
+from tru_vlm.types import FinishReason, GenerationParams, MediaKind, Message, Origin, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class EngineRequest:
     generation: GenerationParams
     cache_salt: str = ""
     """Keys and values are shared only among requests with the same one."""
+    origin: Origin | None = None
+    """For the log."""
 
 
 @dataclass(frozen=True, slots=True)

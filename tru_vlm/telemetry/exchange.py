@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from tru_vlm.errors import ErrorInfo
+from tru_vlm.types import Origin
 
 Outcome = Literal["success", "abort", "rejected", "error"]
 
@@ -35,26 +37,33 @@ class Exchange:
         is_id_taken: whether it must not be the id of a question: it has been of one, or the client chose it.
         is_connection: whether any number of questions come through it, each with an id of its own.
         method: HTTP's.
+        principal: the name of who asks, once that is known.
         find_route: tells the template of the route, never the path, as soon as it is known.
         status: of the answer; None before it began.
         error: what the client was told was wrong.
         outcome: how the question that it opened ended; None without one, or while it runs.
+        question: what is worth telling of the question that it opened, once that has ended.
         has_question: whether it opened a question, which is counted by itself.
         is_over: whether the exchange has ended; a question of the page outlives it.
         received: when it began (``monotonic``).
+        received_bytes, sent_bytes: of the bodies, so far.
     """
 
     request_id: str
     is_id_taken: bool = False
     method: str = ""
+    principal: str | None = None
     find_route: Callable[[], str] = lambda: UNMATCHED
     status: int | None = None
     error: ErrorInfo | None = None
     outcome: Outcome | None = None
+    question: dict[str, Any] | None = None
     has_question: bool = False
     is_over: bool = False
     is_connection: bool = False
     received: float = field(default_factory=time.monotonic)
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
     @property
     def route(self) -> str:
@@ -69,6 +78,7 @@ class Exchange:
 
 
 _current: ContextVar[Exchange | None] = ContextVar("tru_vlm_exchange", default=None)
+_origin: ContextVar[Origin | None] = ContextVar("tru_vlm_origin", default=None)
 
 
 def begin_exchange(request_id: str | None, method: str, find_route: Callable[[], str]) -> Exchange:
@@ -80,7 +90,9 @@ def begin_exchange(request_id: str | None, method: str, find_route: Callable[[],
         find_route: tells the template of its route.
     """
     is_sane = request_id is not None and _SANE_ID.fullmatch(request_id) is not None
-    exchange = Exchange(request_id if request_id and is_sane else new_id(), is_sane, method, find_route)
+    exchange = Exchange(
+        request_id if request_id and is_sane else new_id(), is_sane, method=method, find_route=find_route
+    )
     _current.set(exchange)
     return exchange
 
@@ -88,6 +100,24 @@ def begin_exchange(request_id: str | None, method: str, find_route: Callable[[],
 def current_exchange() -> Exchange | None:
     """The exchange that this task belongs to."""
     return _current.get()
+
+
+@contextmanager
+def on_behalf_of(origin: Origin | None) -> Iterator[None]:
+    """Let lines of the log in the block carry the id of a request."""
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def current_origin() -> Origin | None:
+    """The request that this task or thread works on."""
+    if (origin := _origin.get()) is not None:
+        return origin
+    exchange = _current.get()
+    return None if exchange is None else Origin(exchange.request_id)
 
 
 def new_id() -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.access_log import log_question
 from tru_vlm.telemetry.catalogue import Metric, model_labels
 from tru_vlm.telemetry.exchange import Exchange, Outcome, current_exchange, new_id, outcome_of
 from tru_vlm.telemetry.metrics import Metrics
-from tru_vlm.types import Answer, Stage, VideoInfo
+from tru_vlm.types import Answer, Origin, Stage, VideoInfo
 
 _STAGES: Mapping[str, Metric] = {
     "fetch": catalogue.FETCH,
     "probe": catalogue.PROBE,
     "video_decode": catalogue.VIDEO_DECODE,
 }
+_TOKENS = ("prompt", "video", "cached", "completion")
+_IN_TIMINGS = ("queue", "preprocess", "prefill", "time_to_first_token", "total")
 
 
 def begin_counters(metrics: Metrics, labels: Mapping[str, str]) -> None:
@@ -28,14 +31,14 @@ def begin_counters(metrics: Metrics, labels: Mapping[str, str]) -> None:
 
 
 class QuestionRecord:
-    """Counts one question.
+    """Counts one question, and tells the log of it.
 
     Args:
         metrics: where.
         model_name: the model or alias that it asks for.
 
     Attributes:
-        request_id: of the exchange that opened it.
+        origin: of the exchange that opened it.
         id: unique on this server; the same, unless the client chose that one or it opened another question before.
     """
 
@@ -43,8 +46,9 @@ class QuestionRecord:
         self._metrics = metrics
         self._labels = model_labels(model_name, variant="")
         self._exchange = current_exchange() or Exchange(new_id())
-        self.request_id = new_id() if self._exchange.is_connection else self._exchange.request_id
-        self.id = new_id() if self._exchange.is_id_taken and not self._exchange.is_connection else self.request_id
+        self.origin = Origin(new_id() if self._exchange.is_connection else self._exchange.request_id)
+        is_taken = self._exchange.is_id_taken and not self._exchange.is_connection
+        self.id = new_id() if is_taken else self.origin.request_id
         self._exchange.is_id_taken = True
 
     def opened(self) -> None:
@@ -84,12 +88,18 @@ class QuestionRecord:
         self._observe(catalogue.E2E, timings.total)
         self._observe(catalogue.PROMPT_TOKENS_HISTOGRAM, usage.prompt_tokens)
         self._observe(catalogue.GENERATION_TOKENS_HISTOGRAM, usage.completion_tokens)
-        self._end("success")
+        self._end(
+            "success",
+            finish_reason=answer.finish_reason,
+            **{f"{name}_tokens": getattr(usage, f"{name}_tokens") for name in _TOKENS},
+            **{f"{name}_seconds": seconds for name, seconds in stages.items() if name not in _IN_TIMINGS},
+            **{f"{name}_seconds": getattr(timings, name) for name in _IN_TIMINGS},
+        )
 
     def aborted(self, stage: Stage) -> None:
         """It was stopped, in a stage."""
         self._count(catalogue.REQUEST_ABORTS, stage=stage)
-        self._end("abort")
+        self._end("abort", stage=stage)
 
     def failed(self, error: ErrorInfo) -> None:
         """It ended with an error."""
@@ -99,11 +109,14 @@ class QuestionRecord:
         else:
             self._count(catalogue.REQUEST_FAILURES, code=error.code)
         self._exchange.error = error
-        self._end(outcome)
+        self._end(outcome, error=error.code)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome, **facts: Any) -> None:
         self._count(catalogue.REQUESTS, route=self._exchange.route, outcome=outcome)
         self._exchange.outcome = outcome
+        named = {"question_id": self.id} if self.id != self.origin.request_id else {}
+        model, variant = self._labels["model_name"], self._labels["variant"]
+        log_question(self._exchange, outcome, {**named, "model": model, "variant": variant or None, **facts})
 
     def _count(self, metric: Metric, **labels: str) -> None:
         self._metrics.count(metric, **labels, **self._labels)

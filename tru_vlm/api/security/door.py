@@ -19,6 +19,7 @@ from tru_vlm.api.security.identity import Identifier, Identity
 from tru_vlm.api.security.origins import SAFE_METHODS, OriginCheck
 from tru_vlm.api.security.slow_bodies import watch_body
 from tru_vlm.errors import AuthenticationError, TruError
+from tru_vlm.telemetry.exchange import current_exchange
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Door:
         if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_PREFIX):
             return None
         identity = self._identify(connection)
+        if exchange := current_exchange():
+            exchange.principal = identity.principal.name
         if not is_safe and identity.by_cookie:
             self._origins.check_origin(connection, is_required=True)
         scope.setdefault("state", {})["principal"] = identity.principal

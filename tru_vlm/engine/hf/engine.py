@@ -42,6 +42,7 @@ from tru_vlm.engine.hf.scheduler import Chunk, Scheduler
 from tru_vlm.engine.hf.vision import VisionEncoder
 from tru_vlm.errors import InternalError, InvalidRequestError, TruError, UnavailableError
 from tru_vlm.processor.profile import ModelProfile, load_profile
+from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.types import FinishReason
 
 log = logging.getLogger(__name__)
@@ -295,7 +296,8 @@ class HfEngine:
         self._scheduler.remove(row.sequence, discard=True)
         for media in row.request.media:
             self._features.discard(media)
-        log.error("request %s failed", row.request.id, exc_info=error)
+        with on_behalf_of(row.request.origin):
+            log.error("request %s failed", row.request.id, exc_info=error)
         return FailEvent(row.request.id, _as_answer(error).info())
 
 

@@ -35,6 +35,7 @@ from tru_vlm.engine.vllm.weights import num_parameters
 from tru_vlm.errors import InternalError, InvalidRequestError, TruError
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import build_prompt
+from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.types import FinishReason, Usage
 
 log = logging.getLogger(__name__)
@@ -255,7 +256,8 @@ class VllmEngine:
 
     def _fail(self, job: Job, error: BaseException) -> FailEvent:
         del self._jobs[job.request.id]
-        log.error("request %s failed", job.request.id, exc_info=error)
+        with on_behalf_of(job.request.origin):
+            log.error("request %s failed", job.request.id, exc_info=error)
         return FailEvent(job.request.id, as_answer(error).info())
 
     def _describe(self) -> EngineDescription:
