@@ -159,5 +159,4 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     bodies = (openapi_chat, openapi_responses, openapi_videos, openapi_socket)
-    components = [body for module in bodies for body in module.COMPONENT_BODIES]
-    install_openapi(app, components, asks_for_key=bool(context.keyring))
+    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

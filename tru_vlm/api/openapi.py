@@ -12,9 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 import tru_vlm
 from tru_vlm.api.bodies import GenerationParamsBody, VideoParamsBody
+from tru_vlm.api.openapi_common import complete
 from tru_vlm.api.schemas import ModelName, Prompt, UrlPlanBody, UrlRequestBody
-from tru_vlm.api.security.door import OPEN_PATHS
-from tru_vlm.api.security.sessions import COOKIE
 from tru_vlm.errors import ErrorType
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.types import Answer
@@ -138,11 +137,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
     """A question about an uploaded video; sampling and generation fields are flat."""
 
     prompt: Prompt
-    video: bytes | None = Field(
-        None,
-        description="The video or image file; or give `video_url` or `video_id`.",
-        json_schema_extra={"type": "string", "format": "binary"},
-    )
+    video: bytes | None = Field(None, description="The video or image file; or give `video_url` or `video_id`.")
     video_url: str | None = Field(None, description="A URL instead of the file.")
     video_id: str | None = Field(None, description="A kept video instead of the file.")
     model: ModelName | None = None
@@ -152,7 +147,7 @@ class UploadRequestBody(VideoParamsBody, GenerationParamsBody):
 class UploadPlanBody(UploadRequestBody):
     """A question about an uploaded video, to be planned; the form of one that is to be asked will do."""
 
-    prompt: Prompt = Field("", description="The question, if its length is to count.")
+    prompt: str = Field("", description="The question, if its length is to count.")
     stream: bool = Field(False, description="A plan is never streamed; a question's form may have this field.")
 
 
@@ -212,20 +207,12 @@ PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-SECURITY_SCHEMES: dict[str, dict[str, str]] = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as OpenAI's clients send it."},
-    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
-    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "What /login gives a browser."},
-}
-
-
-def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = (), *, asks_for_key: bool = False) -> None:
+def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
     """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema.
 
     Args:
         app: all routes.
         more: bodies beside those of the native routes.
-        asks_for_key: whether this server has keys; the routes that are open without one say so.
     """
     bodies: list[type[BaseModel]] = [UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody, *more]
     _, own = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
@@ -233,6 +220,8 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = (), *, asks_
     for answer in (Answer, PlanAnswer):
         schema = TypeAdapter(answer).json_schema(ref_template=_REF)
         components |= {**schema.pop("$defs"), answer.__name__: schema}
+    components["Usage"]["properties"]["total_tokens"] = {"title": "Total Tokens", "type": "integer"}
+    components["Usage"]["required"].append("total_tokens")
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -245,18 +234,8 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = (), *, asks_
                 routes=app.routes,
             )
             schema["components"]["schemas"].update(components)
-            if asks_for_key:
-                _describe_keys(schema)
+            complete(schema, app.routes)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _describe_keys(schema: dict[str, Any]) -> None:
-    """Any of the schemes will do on every route; on the open ones none is needed."""
-    schema["components"]["securitySchemes"] = SECURITY_SCHEMES
-    schema["security"] = [{name: []} for name in SECURITY_SCHEMES]
-    for path in OPEN_PATHS & schema["paths"].keys():
-        for operation in schema["paths"][path].values():
-            operation["security"] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tru_vlm.api.chat_bodies import PARTS, ChatRequestBody
-from tru_vlm.api.openapi import ERROR_RESPONSES, body_of
+from tru_vlm.api.openapi import ANSWER_EXAMPLE, ERROR_RESPONSES, body_of
 
 COMPONENT_BODIES = (ChatRequestBody, *PARTS)
 _CHAT_EXAMPLE = {
@@ -44,8 +44,8 @@ _COMPLETION_EXAMPLE = {
     "usage": _USAGE_EXAMPLE,
     "tru": {
         "variant": "demo",
-        "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
-        "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "video": [ANSWER_EXAMPLE["video"]],
+        "timings": ANSWER_EXAMPLE["timings"],
         "moments": [],
     },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tru_vlm.api.openapi import ERROR_RESPONSES, body_of
+from tru_vlm.api.openapi import ANSWER_EXAMPLE, ERROR_RESPONSES, body_of
 from tru_vlm.api.openapi_chat import EXTENSION_SCHEMA, json_of, object_of
 from tru_vlm.api.responses_bodies import RESPONSES_PARTS, InputMessage, ResponsesRequestBody
 
@@ -49,8 +49,8 @@ _RESPONSE_EXAMPLE = {
     },
     "tru": {
         "variant": "demo",
-        "video": [{"kind": "video", "num_frames": 20, "sample_fps": 2.0, "notes": []}],
-        "timings": {"time_to_first_token": 0.2, "total": 0.4},
+        "video": [ANSWER_EXAMPLE["video"]],
+        "timings": ANSWER_EXAMPLE["timings"],
         "moments": [],
     },
 }

@@ -63,7 +63,7 @@ class UrlRequestBody(Body):
 class UrlPlanBody(UrlRequestBody):
     """A question to be planned; the body of one that is to be asked will do."""
 
-    prompt: Prompt = Field("", description="The question, if its length is to count.")
+    prompt: str = Field("", description="The question, if its length is to count.")
     stream: bool = Field(False, description="A plan is never streamed; a question's body may have this field.")
 
 
