@@ -230,6 +230,19 @@ class Settings(BaseSettings):
         ),
     )
 
+    # Jobs
+    job_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        2, description="Items of jobs that are asked at once; they leave the last free row of a batch to others."
+    )
+    max_job_items: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10_000, description="Most items of one job.")
+    max_queued_jobs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        1000, description="Jobs that may be unfinished at once; one more is refused with 429."
+    )
+    job_ttl_seconds: Annotated[int, Field(ge=0)] = Field(
+        7 * 24 * 3600,
+        description="How long a job and its results are kept after its end, in seconds; 0 keeps them until deleted.",
+    )
+
     # Access.  A secret is given as it is, or as a file that holds it (Docker's and Kubernetes' way).
     api_keys_file: Path | None = Field(None, description="A file that holds API_KEYS.")
     api_keys: SecretStr = Field(

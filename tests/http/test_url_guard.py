@@ -21,6 +21,7 @@ ROUTES = {
     ("/v1/plan", FORM),
 }
 CHAT, RESPONSES, VIDEOS = "/v1/chat/completions", "/v1/responses", "/v1/videos"
+BATCH = "/v1/inference/batch"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -57,9 +58,11 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
-                if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
-                    found.add((path, content_type))
-    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS)}
+                # A file that is uploaded piecewise has none.
+                for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(body["schema"])):
+                    if takes_address(schema, name, set()):
+                        found.add((path, content_type))
+    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS, BATCH)}
     assert found == ROUTES | others, "a route that takes an address belongs into this table"
 
 
@@ -112,3 +115,18 @@ def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
     assert "The URL" in response.text, "it names what is wrong with the address"
     assert "could not be" not in response.text, "nothing was connected to"
     assert "secret" not in response.text
+
+
+def test_a_forbidden_address_in_a_job_is_refused_at_once_or_when_its_turn_comes(server: Server) -> None:
+    for url in FORBIDDEN:
+        body = {"items": [{"video_url": url, "prompt": QUESTION}]}
+        response = requests.post(server.base + BATCH, json=body, timeout=TIMEOUT)
+        if response.status_code == 202:
+            job = response.json()
+            requests.get(server.base + job["events_url"], timeout=TIMEOUT)  # reads up to the end
+            answer = requests.get(server.base + job["results_url"], timeout=TIMEOUT).json()["response"]
+            error, param = answer["body"]["error"], "video_url"
+        else:
+            error, param = error_of(response), "items.0.video_url"
+        assert (error["code"], error["param"]) == ("url_not_allowed", param)
+        assert "secret" not in error["message"]

@@ -11,8 +11,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_responses, openapi_socket, openapi_videos
+from tru_vlm.api import openapi_chat, openapi_jobs, openapi_responses, openapi_socket, openapi_videos
 from tru_vlm.api.error_response import install_error_handlers
+from tru_vlm.api.job_service import JobService
 from tru_vlm.api.keys import Keyring
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
@@ -26,6 +27,8 @@ from tru_vlm.api.routes import (
     docs,
     health,
     inference,
+    job_results,
+    jobs,
     login,
     metrics,
     pages,
@@ -55,6 +58,7 @@ class AppContext:
 
     settings: Settings
     service: InferenceService
+    jobs: JobService
     keyring: Keyring
     metrics: Metrics
 
@@ -77,11 +81,13 @@ class VideoServer(WorkerServer):
                 yield
             finally:
                 orphan_watch.cancel()
+                await self.context.jobs.close()
                 await self.context.service.close()
 
     async def _start_service(self) -> None:
         try:
             await self.context.service.start()
+            await self.context.jobs.start()
         except Exception as error:
             is_told = isinstance(error, PoolStartError | DatabaseError | ConnectionError)
             self.refuse_to_start(str(error) if is_told else "The HTTP process failed; the lines above say why.")
@@ -130,7 +136,7 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        return AppContext(settings, service, keyring, counted)
+        return AppContext(settings, service, JobService(service), keyring, counted)
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -155,8 +161,10 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(uploads.build_router(context.service))
     app.include_router(chat.build_router(context.service))
     app.include_router(responses.build_router(context.service))
-    app.include_router(health.build_router(context.service))
+    app.include_router(job_results.build_router(context.jobs))
+    app.include_router(jobs.build_router(context.service, context.jobs))
+    app.include_router(health.build_router(context.service, context.jobs))
     app.include_router(metrics.build_router(context.metrics))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    bodies = (openapi_chat, openapi_responses, openapi_videos, openapi_socket)
+    bodies = (openapi_chat, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
     install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

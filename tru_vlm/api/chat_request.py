@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tru_vlm.api.bodies import parse_object, validate
 from tru_vlm.api.chat_bodies import (
@@ -47,7 +49,12 @@ def parse_chat(body: bytes, settings: Settings) -> ChatRequest:
     Raises:
         InvalidRequestError: naming the field at fault and what is accepted.
     """
-    chat = validate(ChatRequestBody, without_neutral(parse_object(body), NEUTRAL))
+    return check_chat(parse_object(body), settings)
+
+
+def check_chat(values: Mapping[str, Any], settings: Settings) -> ChatRequest:
+    """A body that is a JSON object as a request.  Raises as :func:`parse_chat`."""
+    chat = validate(ChatRequestBody, without_neutral(values, NEUTRAL))
     if chat.stream_options is not None and not chat.stream:
         raise InvalidRequestError("stream_options is accepted only with stream.", param="stream_options")
     conversation = Conversation(_PARTS, _open_part, shared=SharedSampling.of(chat), settings=settings, param="messages")

@@ -73,6 +73,7 @@ class InferenceRequest:
         names: of the body's fields.
         model: the model or alias that is asked for; None takes the server's default.
         routing_key: requests with the same one are answered by the same of an alias's models; None goes by the content.
+        is_background: whether nobody waits for the answer: then the others go first.
     """
 
     messages: tuple[Message, ...]
@@ -83,6 +84,7 @@ class InferenceRequest:
     names: FieldNames = FieldNames()
     model: str | None = None
     routing_key: str | None = None
+    is_background: bool = False
 
     @property
     def files(self) -> tuple[SpooledFile, ...]:

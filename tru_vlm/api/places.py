@@ -14,24 +14,24 @@ class Places:
         self.number = number
         self.num_taken = 0
 
-    def check(self) -> None:
-        """Whether one is free.
+    def check(self, *, leaving: int = 0) -> None:
+        """Whether one is free, beside those that are to be left to others.
 
         Raises:
             OverloadedError: if none is.
         """
-        if self.num_taken >= self.number:
+        if self.num_taken >= self.number - leaving:
             raise OverloadedError(
                 f"All {self.number} places are taken; try again in a moment.", retry_after_seconds=_RETRY_AFTER_SECONDS
             )
 
-    def take(self) -> None:
-        """Take one.
+    def take(self, *, is_background: bool = False) -> None:
+        """Take one; work in the background leaves the last half to those who wait for their answers.
 
         Raises:
             OverloadedError: if none is free.
         """
-        self.check()
+        self.check(leaving=self.number // 2 if is_background else 0)
         self.num_taken += 1
 
     def give_back(self) -> None:

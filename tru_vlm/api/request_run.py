@@ -129,6 +129,7 @@ class RequestRun:
         source: VideoSource,
         spool: Spool,
         schemas: SchemaCheck,
+        background_decodes: asyncio.Semaphore,
         rates: RateCounter,
         metrics: Metrics,
     ) -> None:
@@ -145,6 +146,9 @@ class RequestRun:
         self._source = source
         self._spool = spool
         self._schemas = schemas
+        self._decoding: contextlib.AbstractAsyncContextManager[None] = (
+            background_decodes if request.is_background else contextlib.nullcontext()
+        )
         self._principal = principal
         self._rates = rates
         self._at: Stage = "queued"
@@ -222,7 +226,7 @@ class RequestRun:
         """
         self._model = model
         self._record.chosen(model.name)
-        model.places.take()
+        model.places.take(is_background=self._request.is_background)
         held.callback(model.places.give_back)
 
     async def _check_schema(self) -> None:
@@ -296,8 +300,9 @@ class RequestRun:
 
         if files:
             self._stage("decoding")
-        with self._clock.stage("video_decode"):
-            leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
+        async with self._decoding:
+            with self._clock.stage("video_decode"):
+                leases = await side_by_side(decode, list(zip(files, self._request.media, plan.media, strict=True)))
         if self._request.fits and not model.planner.knows_kv_cache:
             self._stage("waiting")
             await model.workers.met()  # with the model's size of it, it can still be made to fit
@@ -316,7 +321,7 @@ class RequestRun:
         )
         queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
-        async with contextlib.aclosing(model.workers.run(request)) as events:
+        async with contextlib.aclosing(model.workers.run(request, is_background=self._request.is_background)) as events:
             async for event in events:
                 match event:
                     case QueuePosition(0):

@@ -26,7 +26,7 @@ from tru_vlm.api.workers import StepMetrics, WorkerPool
 from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart
-from tru_vlm.intake.source import VideoSource
+from tru_vlm.intake.source import MediaSource, VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
 from tru_vlm.plans import PlanAnswer
@@ -182,6 +182,8 @@ class InferenceService:
         self.rates = RateCounter(settings.redis_url.get_secret_value())
         capacity = sum(model.places.number for model in self.models)
         self._questions = Places(capacity)
+        # Work in the background leaves a decode process to the others, where there are several.
+        self._background_decodes = asyncio.Semaphore(max(1, settings.decode_processes - 1))
         self._plans = Places(capacity)  # of their own: a plan needs no worker, and is answered while all are taken
 
     def _model(self, host: HostedModel) -> Model:
@@ -285,9 +287,25 @@ class InferenceService:
         """
         return parse_chat(body, self.settings)
 
+    def check_source(self, source: MediaSource, param: str) -> None:
+        """Refuse a video's address that leads nowhere, as far as can be told without going there.
+
+        Raises:
+            FetchError: the URL must not be fetched.
+        """
+        self._source.check(source, param=param)
+
     def parse_responses(self, body: bytes) -> ResponsesRequest:
         """Check the JSON body of a response.  Raises as :meth:`parse_chat`."""
         return parse_responses(body, self.settings)
+
+    async def local_file(self, source: MediaSource, *, param: str, owner: str) -> SpooledFile:
+        """A video as a file, which the caller discards.
+
+        Raises:
+            TruError: it cannot be had, must not be, or is too large.
+        """
+        return await self._source.file(source, param=param, owner=owner)
 
     async def discard(self, *files: SpooledFile) -> None:
         """Remove uploaded files that will not be used."""
@@ -313,9 +331,10 @@ class InferenceService:
                 schemas=self._schemas,
                 rates=self.rates,
                 metrics=self._metrics,
+                background_decodes=self._background_decodes,
             )
             self.rates.check_room(principal)
-            self._questions.take()
+            self._questions.take(is_background=request.is_background)
         except TruError:
             await self.discard(*request.files)
             raise

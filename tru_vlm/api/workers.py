@@ -2,6 +2,8 @@
 
 It keeps the queue.  A worker holds at most as many requests as it has rows; the others wait here, in order, where
 their position is known and leaving costs nothing.  Of a request it knows the id and the keys of its media, no more.
+
+Requests in the background stand behind all others, and leave the last free row to them.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class _Ticket:
     """One request on its way through: waiting here, or at a worker."""
 
     request: WorkerRequest
+    is_background: bool = False
     events: asyncio.Queue[WorkerEvent] = field(default_factory=asyncio.Queue)
     last_token: float | None = None  # when it came
 
@@ -113,6 +116,7 @@ class WorkerPool:
         self._directory = socket_directory
         self._workers = [_Worker(worker_id) for worker_id in range(num_workers)]
         self._affinity = Affinity(num_workers, max_requests_per_worker)
+        self._max_requests_per_worker = max_requests_per_worker
         self._waiting: deque[_Ticket] = deque()
         self._tasks: list[asyncio.Task[None]] = []
         self._met = asyncio.Event()
@@ -137,6 +141,11 @@ class WorkerPool:
     def num_running(self) -> int:
         """Requests that a worker has."""
         return sum(len(worker.tickets) for worker in self._workers)
+
+    @property
+    def has_room_in_background(self) -> bool:
+        """Whether a request in the background would not have to wait now."""
+        return not self._waiting and self._has_spare_row()
 
     @property
     def kv_cache_tokens(self) -> int | None:
@@ -173,16 +182,16 @@ class WorkerPool:
         """How often a request went where its video's caches are."""
         return self._affinity.stats()
 
-    async def run(self, request: WorkerRequest) -> AsyncGenerator[WorkerEvent, None]:
+    async def run(self, request: WorkerRequest, *, is_background: bool = False) -> AsyncGenerator[WorkerEvent, None]:
         """Queue a request and yield what becomes of it: positions, then the engine's events up to the last one.
 
         Closing the iterator early takes the request out of the queue, or aborts it at its worker.
         """
-        ticket = _Ticket(request)
-        self._waiting.append(ticket)
+        ticket = _Ticket(request, is_background)
+        place = self._line_up(ticket)
         self._dispatch()
         if ticket in self._waiting:
-            ticket.events.put_nowait(QueuePosition(len(self._waiting)))
+            self._tell_positions(from_place=place)
         try:
             while True:
                 event = await ticket.events.get()
@@ -191,6 +200,12 @@ class WorkerPool:
                     return
         finally:
             self._leave(ticket)
+
+    def _line_up(self, ticket: _Ticket) -> int:
+        """Put it behind all that go first; returns how many they are."""
+        ahead = sum(ticket.is_background or not other.is_background for other in self._waiting)
+        self._waiting.insert(ahead, ticket)
+        return ahead
 
     def _leave(self, ticket: _Ticket) -> None:
         if ticket in self._waiting:
@@ -205,7 +220,7 @@ class WorkerPool:
     def _dispatch(self) -> None:
         """Give waiting requests, in order, to workers with a free row."""
         moved = False
-        while self._waiting and (worker := self._worker_for(self._waiting[0].request)):
+        while self._waiting and (worker := self._worker_for(self._waiting[0])):
             ticket = self._waiting.popleft()
             assert worker.connection is not None  # noqa: S101 - _worker_for looks at connected ones
             worker.tickets[ticket.request.id] = ticket
@@ -216,14 +231,26 @@ class WorkerPool:
         if moved:
             self._tell_positions()
 
-    def _worker_for(self, request: WorkerRequest) -> _Worker | None:
-        loads = {worker.worker_id: len(worker.tickets) for worker in self._workers if worker.connection}
-        chosen = self._affinity.choose([media.content_key for media in request.media], loads)
+    def _worker_for(self, ticket: _Ticket) -> _Worker | None:
+        if ticket.is_background and not self._has_spare_row():
+            return None
+        loads = self._loads()
+        chosen = self._affinity.choose([media.content_key for media in ticket.request.media], loads)
         return None if chosen is None else self._workers[chosen]
 
-    def _tell_positions(self) -> None:
-        for ahead, ticket in enumerate(self._waiting, start=1):
-            ticket.events.put_nowait(QueuePosition(ahead))
+    def _loads(self) -> dict[int, int]:
+        return {worker.worker_id: len(worker.tickets) for worker in self._workers if worker.connection}
+
+    def _has_spare_row(self) -> bool:
+        """Whether a row is free, and another one stays free for those who wait; where there is but one, it may go."""
+        loads = self._loads()
+        num_rows = len(loads) * self._max_requests_per_worker
+        return num_rows - sum(loads.values()) > (num_rows > 1)
+
+    def _tell_positions(self, from_place: int = 0) -> None:
+        for place, ticket in enumerate(self._waiting):
+            if place >= from_place:
+                ticket.events.put_nowait(QueuePosition(place + 1))
 
     async def _follow(self, worker: _Worker) -> None:
         """Stay connected to one worker for as long as this server lives."""

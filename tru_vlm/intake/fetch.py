@@ -140,6 +140,14 @@ class UrlFetcher:
             text = f"The URL could not be fetched within {self._limits.total_seconds:g} seconds."
             raise FetchError(text, param=param) from error
 
+    def check(self, url: str, *, param: str = "video_url") -> None:
+        """Refuse a URL that would never be fetched, as far as can be told without asking anybody.
+
+        Raises:
+            FetchError: as :meth:`fetch`.
+        """
+        self._parse(url, param)
+
     async def _follow(self, url: httpx.URL, param: str) -> SpooledFile:
         """Fetch, following redirects; each hop is checked as the first was."""
         for _ in range(self._limits.max_redirects + 1):

@@ -33,6 +33,15 @@ class VideoSource:
         self._spool = spool
         self._max_bytes = max_bytes
 
+    def check(self, video: MediaSource, *, param: str) -> None:
+        """Refuse an address that leads nowhere, as far as can be told without going there.
+
+        Raises:
+            FetchError: the URL must not be fetched.
+        """
+        if isinstance(video, str) and not is_data_uri(video):
+            self._fetcher.check(video, param=param)
+
     async def file(self, video: MediaSource, *, param: str, owner: str) -> SpooledFile:
         """The video as a file, which the caller removes.
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
 from tru_vlm.api.affinity import AffinityStats
+from tru_vlm.api.job_service import JobService
 from tru_vlm.api.models import Model
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
@@ -27,7 +28,7 @@ _READY: dict[int | str, dict[str, Any]] = {200: _UP, 503: _DOWN}
 _LIVE: dict[int | str, dict[str, Any]] = {200: _UP}
 
 
-def build_router(service: InferenceService) -> APIRouter:
+def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     """The health routes over ``service``."""
     router = APIRouter(tags=["health"])
 
@@ -95,6 +96,7 @@ def build_router(service: InferenceService) -> APIRouter:
             "video": dataclasses.asdict(service.videos.stats()),
             "metrics": Readings(service).by_word(),
             "library": dataclasses.asdict(await service.library.store.stats()),
+            "jobs": await jobs.stats(),
             "limits": {
                 "max_new_tokens": service.settings.max_new_tokens,
                 "max_upload_bytes": service.settings.max_upload_bytes,

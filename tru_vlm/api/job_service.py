@@ -1,0 +1,225 @@
+"""What routes call to have jobs done and to look after them.  It knows no HTTP; the store knows what may follow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tru_vlm.api.bodies import media_source, parse_object
+from tru_vlm.api.job_answers import job_answer
+from tru_vlm.api.job_bodies import Batch, Checks, parse_batch, parse_lines, parse_long_video
+from tru_vlm.api.job_work import ServiceWork
+from tru_vlm.api.long_video import answer_of, spans_of, timeline_of
+from tru_vlm.api.openapi_jobs import JobAnswer, TimelineEntry
+from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stopping import is_stopping
+from tru_vlm.database import Database
+from tru_vlm.errors import InvalidRequestError
+from tru_vlm.intake.multipart import receive_multipart
+from tru_vlm.jobs import tables
+from tru_vlm.jobs.bell import Bell, wait_for
+from tru_vlm.jobs.files import JobFiles
+from tru_vlm.jobs.process_lock import ProcessLock
+from tru_vlm.jobs.runner import JobRunner
+from tru_vlm.jobs.store import JobStore, new_job_id
+from tru_vlm.jobs.tables import Job, JobEvent, Kind, NewItem, Result
+from tru_vlm.types import KeptVideo
+
+_PAGE = 100
+_LOOK_SECONDS = 1.0
+_MAX_FIELD_BYTES, _MAX_FIELDS = 1 << 16, 8
+
+
+class JobService:
+    """One per HTTP process.
+
+    Args:
+        service: answers what jobs ask.
+    """
+
+    def __init__(self, service: InferenceService) -> None:
+        settings, folder = service.settings, service.settings.storage_dir / "jobs"
+        self._service = service
+        self._database = Database(settings.storage_dir / "jobs.sqlite3", tables.MIGRATIONS)
+        self._files = JobFiles(folder / "videos", service.spool)
+        self._bell = Bell()
+        self._checks = Checks(settings, service.models.name_of, service.check_source)
+        self.store = JobStore(self._database, max_queued_jobs=settings.max_queued_jobs)
+        self._runner = JobRunner(
+            self.store,
+            self._files,
+            ServiceWork(service, self._files, self.store),
+            lock=ProcessLock(settings.storage_dir / "jobs.lock"),
+            bell=self._bell,
+            concurrency=settings.job_concurrency,
+            ttl_seconds=settings.job_ttl_seconds,
+            is_stopping=is_stopping,
+        )
+
+    async def start(self) -> None:
+        """Open the jobs, and go on with those that are not finished.
+
+        Raises:
+            DatabaseError: their database cannot be used.
+        """
+        await self._database.start()
+        self._runner.start()
+
+    async def close(self) -> None:
+        """Stop; the next start goes on."""
+        await self._runner.close()
+        await self._database.close()
+
+    async def stats(self) -> dict[str, int]:
+        """Jobs by status, and the items that are being asked."""
+        counts = await self.store.counts()
+        return {status: counts.get(status, 0) for status in tables.STATUSES} | {
+            "items_running": self._runner.num_running
+        }
+
+    def answer(self, job: Job) -> JobAnswer:
+        """The job as lists have it, without what was found out."""
+        return job_answer(job, ttl_seconds=self._service.settings.job_ttl_seconds)
+
+    async def whole_answer(self, job: Job) -> JobAnswer:
+        """The job as clients read it; a long video's with its timeline and answer, as far as they are there."""
+        answer = self.answer(job)
+        if job.kind == "long_video":
+            answer.timeline = [TimelineEntry(**asdict(entry)) for entry in await timeline_of(self.store, job)]
+            answer.answer = await answer_of(self.store, job)
+        return answer
+
+    async def submit(self, body: bytes, *, owner: str) -> Job:
+        """Accept a JSON body.
+
+        Raises:
+            TruError: what is wrong, naming item and field; or there is no room.
+        """
+        values = await asyncio.to_thread(parse_object, body)
+        if values.get("kind") == "long_video":
+            return await self._accept_long_video(values, owner)
+        return await self._accept(await asyncio.to_thread(parse_batch, values, self._checks), owner)
+
+    async def receive(self, chunks: AsyncIterator[bytes], content_type: str, *, owner: str) -> Job:
+        """Accept a form with a file of JSON lines.
+
+        Raises:
+            TruError: what is wrong, naming line and field; or there is no room.
+        """
+        spool = self._service.spool
+        form = await receive_multipart(
+            chunks,
+            content_type,
+            spool=spool,
+            file_fields=frozenset({"file"}),
+            max_file_bytes=self._service.settings.max_json_bytes,
+            max_field_bytes=_MAX_FIELD_BYTES,
+            max_fields=_MAX_FIELDS,
+        )
+        file = form.files.get("file")
+        try:
+            _check_fields(form.fields)
+            if file is None:
+                raise InvalidRequestError("The file `file` is missing.", param="file", code="missing_field")
+            content = await asyncio.to_thread(file.path.read_bytes)
+        finally:
+            if file is not None:
+                await spool.remove(file)
+        return await self._accept(await asyncio.to_thread(parse_lines, content, self._checks), owner)
+
+    async def _accept_long_video(self, values: dict[str, Any], owner: str) -> Job:
+        body = await asyncio.to_thread(parse_long_video, values, self._checks)
+        source = media_source(body.video_url, body.video_id)
+        videos = {}
+        if isinstance(source, KeptVideo):
+            param = "video_id" if body.video_id else "video_url"
+            video = await self._service.library.store.get(source.id, owner, param=param)
+            spans_of(body, video.content.duration_seconds, self._service.settings)
+            videos[source.id] = param
+        return await self._add(owner, "long_video", {"request": values}, (), videos)
+
+    async def _accept(self, batch: Batch, owner: str) -> Job:
+        return await self._add(owner, "batch", {}, batch.items, batch.videos)
+
+    async def _add(
+        self, owner: str, kind: Kind, body: dict[str, Any], items: Sequence[NewItem], videos: Mapping[str, str]
+    ) -> Job:
+        """Accept a job, with links of its own to the kept videos that it names, by the fields that name them."""
+        await self.store.check_room()
+        job_id = new_job_id()
+        try:
+            for video_id, param in videos.items():
+                await self._keep(job_id, video_id, owner, param)
+            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items, webhook_url=None)
+        except BaseException:
+            await self._files.remove(job_id)
+            raise
+        self._bell.ring()
+        return job
+
+    async def _keep(self, job_id: str, video_id: str, owner: str, param: str) -> None:
+        """Give the job a link of its own to a kept video."""
+        _, file = await self._service.library.store.borrow(video_id, owner, param=param)
+        try:
+            await self._files.keep(job_id, file)
+        finally:
+            await self._service.spool.remove(file)
+
+    async def cancel_or_delete(self, job_id: str, owner: str) -> Job | None:
+        """Cancel a job that has not ended; delete one that has.
+
+        Returns:
+            The cancelled job; None when it was deleted.
+
+        Raises:
+            NotFoundError: there is none (any more).
+        """
+        if (await self.store.get(job_id, owner)).is_active:
+            job = await self.store.cancel(job_id, owner)
+            self._bell.ring()
+            return job
+        await self.store.delete(job_id, owner)
+        await self._files.remove(job_id)
+        return None
+
+    async def resume(self, job_id: str, owner: str) -> Job:
+        """Go on with a job.  Raises as :meth:`tru_vlm.jobs.store.JobStore.resume`."""
+        job = await self.store.resume(job_id, owner)
+        self._bell.ring()
+        return job
+
+    async def results(self, job: Job) -> AsyncIterator[Result]:
+        """What became of the items that have ended so far, in order."""
+        after = -1
+        while page := await self.store.results(job, after=after, limit=_PAGE):
+            for result in page:
+                yield result
+            after = page[-1].place
+
+    async def events(self, job: Job, *, after: int) -> AsyncIterator[JobEvent | None]:
+        """What happened and happens, from behind an event's number on; None when nothing has happened for a while.
+
+        Ends behind the job's last event, when the job is gone, and when the server stops.
+        """
+        while not is_stopping():
+            ring = self._bell.next_ring()
+            page = await self.store.events(job, after=after, limit=_PAGE)
+            for event in page:
+                yield event
+                if event.name == "done":
+                    return
+                after = event.number
+            if not page:
+                if await self.store.by_number(job.number) is None:
+                    return
+                await wait_for(ring, _LOOK_SECONDS)
+                yield None
+
+
+def _check_fields(fields: Mapping[str, str]) -> None:
+    unknown = sorted(set(fields) - {"file"})
+    if unknown:
+        text = f"Unknown field {unknown[0]!r}; accepted is file."
+        raise InvalidRequestError(text, param=unknown[0], code="unknown_field")

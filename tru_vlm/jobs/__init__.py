@@ -1,0 +1,1 @@
+"""Jobs: many questions, or one about a long video, that are answered in the background and survive a restart."""

@@ -1,0 +1,219 @@
+"""The jobs' tables, and what a row of them is.  It knows no rules about what may follow what."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["batch", "long_video"]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ItemStatus = Literal["queued", "succeeded", "failed"]
+EventName = Literal["status", "item", "done"]
+WebhookStatus = Literal["pending", "delivered", "failed"]
+
+ACTIVE: tuple[JobStatus, ...] = ("queued", "running")
+STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
+
+MIGRATIONS = (
+    """
+    CREATE TABLE jobs (
+      number INTEGER PRIMARY KEY AUTOINCREMENT,
+      id TEXT NOT NULL UNIQUE,
+      owner TEXT NOT NULL,
+      kind TEXT NOT NULL,
+      status TEXT NOT NULL,
+      body TEXT NOT NULL,
+      is_prepared INTEGER NOT NULL,
+      num_items INTEGER NOT NULL,
+      num_succeeded INTEGER NOT NULL DEFAULT 0,
+      num_failed INTEGER NOT NULL DEFAULT 0,
+      num_events INTEGER NOT NULL DEFAULT 0,
+      error TEXT,
+      webhook_url TEXT,
+      webhook_status TEXT,
+      created_at REAL NOT NULL,
+      started_at REAL,
+      ended_at REAL
+    );
+    CREATE INDEX jobs_by_owner ON jobs (owner, number);
+    CREATE INDEX jobs_by_status ON jobs (status, number);
+    CREATE TABLE items (
+      job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
+      place INTEGER NOT NULL,
+      stage INTEGER NOT NULL,
+      custom_id TEXT,
+      route TEXT NOT NULL,
+      body TEXT NOT NULL,
+      status TEXT NOT NULL DEFAULT 'queued',
+      outcome TEXT,
+      ended_at REAL,
+      PRIMARY KEY (job, place)
+    );
+    CREATE INDEX items_by_status ON items (job, status, stage, place);
+    CREATE TABLE events (
+      job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
+      number INTEGER NOT NULL,
+      name TEXT NOT NULL,
+      place INTEGER,
+      data TEXT NOT NULL,
+      PRIMARY KEY (job, number)
+    );
+    CREATE TABLE deliveries (
+      id TEXT PRIMARY KEY,
+      job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
+      num_attempts INTEGER NOT NULL DEFAULT 0,
+      next_at REAL NOT NULL
+    );
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job.
+
+    Attributes:
+        number: grows with every job; a place in the list.
+        id: as clients know it.
+        owner: whose it is.
+        kind: many questions, or one long video.
+        status: where it is.
+        body: what a long video's job asks; empty for a batch.
+        is_prepared: whether its items are known.
+        num_items, num_succeeded, num_failed: of its items.
+        num_events: events so far.
+        error: why it failed.
+        webhook_url: whom to tell of its end.
+        webhook_status: whether that was done; None while there is nothing to tell.
+        created_at, started_at, ended_at: seconds since 1970.
+    """
+
+    number: int
+    id: str
+    owner: str
+    kind: Kind
+    status: JobStatus
+    body: dict[str, Any]
+    is_prepared: bool
+    num_items: int
+    num_succeeded: int
+    num_failed: int
+    num_events: int
+    error: dict[str, Any] | None
+    webhook_url: str | None
+    webhook_status: WebhookStatus | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """A question that is to be asked.
+
+    Attributes:
+        custom_id: the client's name for it.
+        route: whose body it is: of ``/v1/inference/url`` or of ``/v1/chat/completions``.
+        body: the request.
+        stage: items of a stage are asked when all of the stages before have been answered.
+    """
+
+    custom_id: str | None
+    route: str
+    body: dict[str, Any]
+    stage: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question of a job.
+
+    Attributes:
+        job: the job's number.
+        place: its own, from 0.
+        stage, custom_id, route, body: as in :class:`NewItem`.
+    """
+
+    job: int
+    place: int
+    stage: int
+    custom_id: str | None
+    route: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of an item.
+
+    Attributes:
+        place, stage, custom_id: the item's.
+        status: whether it was answered.
+        outcome: the answer, or the error; None where the item is to be asked (again).
+    """
+
+    place: int
+    stage: int
+    custom_id: str | None
+    status: ItemStatus
+    outcome: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job.
+
+    Attributes:
+        number: from 1, in order.
+        name: what happened.
+        data: about it.
+        result: of the item that ended.
+    """
+
+    number: int
+    name: EventName
+    data: dict[str, Any]
+    result: Result | None
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A row of ``jobs``."""
+    values = dict(row)
+    values["body"] = json.loads(values["body"])
+    values["error"] = json.loads(values["error"]) if values["error"] else None
+    values["is_prepared"] = bool(values["is_prepared"])
+    return Job(**values)
+
+
+def item_of(row: sqlite3.Row) -> Item:
+    """A row of ``items``."""
+    return Item(
+        job=row["job"],
+        place=row["place"],
+        stage=row["stage"],
+        custom_id=row["custom_id"],
+        route=row["route"],
+        body=json.loads(row["body"]),
+    )
+
+
+RESULT_COLUMNS = "items.place, stage, custom_id, items.status, outcome"
+"""What :func:`result_of` reads; an item's body, which may be large, is not among it."""
+
+
+def result_of(row: sqlite3.Row) -> Result:
+    """The columns :data:`RESULT_COLUMNS` of a row."""
+    return Result(
+        place=row["place"],
+        stage=row["stage"],
+        custom_id=row["custom_id"],
+        status=row["status"],
+        outcome=json.loads(row["outcome"]) if row["outcome"] else None,
+    )
