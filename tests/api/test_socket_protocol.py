@@ -7,6 +7,7 @@ import inspect
 import uvicorn
 from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import Protocol
 
 from tru_vlm.api.socket_protocol import DrainingSocketProtocol, socket_options
 from tru_vlm.settings import load_settings
@@ -27,6 +28,10 @@ def test_attributes_that_are_used_are_uvicorn_s() -> None:
     for name in ("scope", "loop", "transport", "handshake_complete", "close_sent", "close_timeout", "disconnected"):
         assert f"self.{name} = " in source or f"self.{name}: " in source, name
     assert "call_later(self.close_timeout, self.transport.close)" in source, "what shutdown() shortens"
+
+
+def test_what_keeps_headers_out_of_the_log_is_websockets_own() -> None:
+    assert "self.debug = logger.isEnabledFor(logging.DEBUG)" in inspect.getsource(Protocol)
 
 
 def test_the_options_are_uvicorn_s() -> None:

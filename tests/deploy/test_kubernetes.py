@@ -56,6 +56,16 @@ def test_a_pod_has_time_to_drain(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_only_readiness_asks_for_the_workers(overlay: str) -> None:
+    paths = {name: probe["httpGet"]["path"] for name, probe in container(overlay).items() if name.endswith("Probe")}
+    assert paths == {
+        "startupProbe": "/v1/health/live",
+        "livenessProbe": "/v1/health/live",
+        "readinessProbe": "/v1/health/ready",
+    }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_are_restricted(overlay: str) -> None:
     assert of_kind(overlay, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     spec = pod_template(overlay)["spec"]

@@ -37,6 +37,9 @@ def operations() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{method.upper()} {path}", operation
 
 
+NOT_READY = {("GET /v1/health", "503"), ("GET /v1/health/ready", "503")}
+
+
 def test_every_operation_is_described() -> None:
     for name, operation in operations():
         assert operation["description"], name
@@ -46,6 +49,8 @@ def test_every_operation_is_described() -> None:
         assert "422" not in operation["responses"], name
         for status, response in operation["responses"].items():
             schema = response.get("content", {}).get("application/json", {}).get("schema")
+            if (name, status) in NOT_READY:  # no error: the same body as when it is ready, with another word
+                continue
             if status >= "400" and not name.startswith("HEAD"):
                 assert schema == {"$ref": "#/components/schemas/ErrorBody"}, (name, status)
 

@@ -484,7 +484,11 @@ def test_the_only_worker_killed(table_server: Server, clips: dict[str, Path]) ->
     pid = health(table_server)["workers"][0]["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: health(table_server)["status"] == "unavailable")
-    assert requests.get(table_server.base + "/v1/health", timeout=TIMEOUT).status_code == 503
+    statuses = [
+        requests.get(table_server.base + path, timeout=TIMEOUT).status_code
+        for path in ("/v1/health/live", "/v1/health", "/v1/health/ready")
+    ]
+    assert statuses == [200, 503, 503]
     assert upload(table_server.base, clips["one"]).status_code == 200
     assert requests.get(table_server.base + "/v1/health", timeout=TIMEOUT).json() == {"status": "ok"}
     assert health(table_server)["workers"][0]["pid"] != pid

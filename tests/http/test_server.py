@@ -35,6 +35,8 @@ ROUTES = {
     "/v1/models/{model_id}": {"get"},
     "/v1/frames/{content_key}/{index}.jpg": {"get"},
     "/v1/health": {"get"},
+    "/v1/health/live": {"get"},
+    "/v1/health/ready": {"get"},
     "/v1/health/detailed": {"get"},
     "/metrics": {"get"},
 }
@@ -51,6 +53,8 @@ def test_our_own_page_answers_at_the_root(server: Server) -> None:
 def test_health(server: Server) -> None:
     assert requests.get(server.base + "/v1/health", timeout=TIMEOUT).json() == {"status": "ok"}
     assert requests.get(server.base + "/health", timeout=TIMEOUT).text == "ok"
+    for path in ("/v1/health/live", "/v1/health/ready"):
+        assert requests.get(server.base + path, timeout=TIMEOUT).json() == {"status": "ok"}
 
 
 def test_detailed_health_says_what_runs(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "slow": {"requests_per_minute": 2},
     "short": {"video_seconds_per_minute": 5},
     "lonely": {"max_concurrent_requests": 1},
+    "socket": {"requests_per_minute": 2},
+    "field": {"requests_per_minute": 1},
 }
 
 
@@ -57,6 +60,31 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedServer]:
     )
     try:
         yield KeyedServer(server, keys)
+    finally:
+        server.stop()
+
+
+PROXY = "127.0.0.2"
+"""An address of this machine from which the tests' proxy speaks."""
+
+
+@pytest.fixture(scope="session")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server without keys, open to the network, which counts addresses, trusts a proxy and has small bounds."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has all of 127.0.0.0/8 on its loopback device")
+    folder = tmp_path_factory.mktemp("bounded")
+    server = start_server(
+        folder,
+        HOST="0.0.0.0",
+        TRUSTED_PROXIES=PROXY,
+        RATE_LIMIT_REQUESTS_PER_MINUTE="2",
+        MAX_UPLOAD_BYTES="100000",
+        MAX_SOURCE_PIXELS="100000",
+        ALLOW_PRIVATE_URLS="false",
+    )
+    try:
+        yield server
     finally:
         server.stop()
 

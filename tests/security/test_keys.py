@@ -38,7 +38,7 @@ def test_the_open_paths_are_these() -> None:
 
 
 def test_health_and_static_files_are_open(keyed) -> None:
-    for path in ("/v1/health", "/health", "/static/app.css", "/login"):
+    for path in ("/v1/health", "/v1/health/live", "/v1/health/ready", "/health", "/static/app.css", "/login"):
         assert requests.get(keyed.base + path, timeout=TIMEOUT).status_code == 200, path
     leaving = requests.get(keyed.base + "/static/../v1/models", timeout=TIMEOUT)
     assert leaving.status_code == 401

@@ -52,6 +52,7 @@ class DrainingSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn.debug = False  # it would log every header at LOG_LEVEL=debug, keys among them, and every message
         self.logger = _logger
         self._drains = asyncio.Event()
         self._abort_timer: asyncio.TimerHandle | None = None

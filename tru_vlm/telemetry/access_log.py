@@ -14,7 +14,7 @@ from tru_vlm.telemetry.logs import with_fields
 
 logger = logging.getLogger(__name__)
 
-_PROBED = frozenset({"/v1/health", "/metrics", "/static"})
+_PROBED = frozenset({"/v1/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/static"})
 """Asked for so often, and by machines, that a success is worth a line only for debugging."""
 
 

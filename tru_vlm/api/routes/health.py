@@ -19,7 +19,13 @@ from tru_vlm.api.service import InferenceService
 from tru_vlm.api.workers import WorkerState
 from tru_vlm.engine.base import EngineStats
 
-_READY = {200: {"content": {"application/json": {"example": {"status": "ok"}}}}}
+_UP = {"content": {"application/json": {"example": {"status": "ok"}}}}
+_DOWN = {
+    "description": "No worker can answer yet, or any more.",
+    "content": {"application/json": {"example": {"status": "unavailable"}}},
+}
+_READY: dict[int | str, dict[str, Any]] = {200: _UP, 503: _DOWN}
+_LIVE: dict[int | str, dict[str, Any]] = {200: _UP}
 
 
 def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
@@ -31,14 +37,33 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
             return "unavailable"  # still starting
         return _status([state for model in service.models for state in model.workers.states()])
 
-    @router.get("/v1/health", responses=_READY)  # type: ignore[arg-type]
+    def readiness() -> Response:
+        now = status()
+        return JSONResponse({"status": now}, 503 if now == "unavailable" else 200)
+
+    @router.get("/v1/health", responses=_READY)
     async def health() -> Response:
         """503 until every model has come up; then 200 while at least one worker can answer.
 
         A model whose workers are all gone is told of by `/v1/health/detailed`; the others go on.
         """
-        now = status()
-        return JSONResponse({"status": now}, 503 if now == "unavailable" else 200)
+        return readiness()
+
+    @router.get("/v1/health/live", responses=_LIVE)
+    async def live() -> Response:
+        """Whether the process answers: 200 also while every worker loads its model again.  Needs no key.
+
+        Who gets no answer may restart the server.
+        """
+        return JSONResponse({"status": "ok"})
+
+    @router.get("/v1/health/ready", responses=_READY)
+    async def ready() -> Response:
+        """Whether to send requests here: 503 until every model has come up, and while no worker can answer.
+
+        Needs no key.  A server that drains takes no connections any more, so that this fails too.
+        """
+        return readiness()
 
     @router.get("/health", include_in_schema=False)
     async def litserve_health() -> Response:
