@@ -46,6 +46,7 @@ from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.spans import Tracing, trace_target
 from tru_vlm.video.decode_pool import PoolStartError
 
 
@@ -57,6 +58,7 @@ class AppContext:
     service: InferenceService
     keyring: Keyring
     metrics: Metrics
+    tracing: Tracing
 
 
 class VideoServer(WorkerServer):
@@ -73,11 +75,13 @@ class VideoServer(WorkerServer):
         async with super().lifespan(app):
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
+                self.context.tracing.start("http")
                 await self._start_service()
                 yield
             finally:
                 orphan_watch.cancel()
                 await self.context.service.close()
+                await asyncio.to_thread(self.context.tracing.close)
 
     async def _start_service(self) -> None:
         try:
@@ -130,7 +134,7 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        return AppContext(settings, service, keyring, counted)
+        return AppContext(settings, service, keyring, counted, Tracing(trace_target(settings)))
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -142,7 +146,8 @@ def build_server(
 
 def _mount(app: FastAPI, context: AppContext) -> None:
     sessions = install_door(app, context.settings, context.keyring, context.service.rates)
-    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
+    # The last one added is the outermost.
+    app.add_middleware(Observation, metrics=context.metrics, tracing=context.tracing)
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
     app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))
