@@ -70,7 +70,7 @@ VOLUME ["/var/lib/tru-vlm/storage", "/models"]
 WORKDIR /var/lib/tru-vlm
 USER 10001:10001
 EXPOSE 8000
-# SIGTERM drains: give it longer than DRAIN_SECONDS (docker stop --timeout, terminationGracePeriodSeconds).
+# SIGTERM drains: give it 60 s more than DRAIN_SECONDS (docker stop --timeout, terminationGracePeriodSeconds).
 STOPSIGNAL SIGTERM
 # A large model takes minutes to load; until then the check may fail.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=15m --retries=3 \

@@ -70,13 +70,26 @@ def test_a_device_that_is_not_there_is_named(
 
 
 def test_methods_that_are_overridden_or_called_exist() -> None:
-    for name in ("verify_worker_status", "_start_server", "_inference_workers_config_for_api", "run", "lifespan"):
+    for name in (
+        "verify_worker_status",
+        "_start_server",
+        "_inference_workers_config_for_api",
+        "_perform_graceful_shutdown",
+        "run",
+        "lifespan",
+    ):
         assert callable(getattr(litserve.LitServer, name)), name
 
 
 def test_attributes_that_are_set_are_read_by_litserve() -> None:
     source = inspect.getsource(litserve.LitServer)
-    for name in ("monitor_internal", "uvicorn_graceful_timeout", "_shutdown_event", "workers_setup_status"):
+    for name in (
+        "monitor_internal",
+        "uvicorn_graceful_timeout",
+        "_shutdown_event",
+        "workers_setup_status",
+        "_transport",
+    ):
         assert f"self.{name}" in source, name
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 from support import ROOT
 
+from tru_vlm.api.litserve_seams import FAREWELL_SECONDS, WORKER_SECONDS
 from tru_vlm.settings import Settings
 
 OVERLAYS = ("dev", "staging", "prod")
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-FAREWELL_SECONDS = 10
-"""How long after DRAIN_SECONDS the server may take to tell those whose answers are cut short."""
+STOPPING_SECONDS = FAREWELL_SECONDS + WORKER_SECONDS
+"""How long after DRAIN_SECONDS the server may go on: to say farewell to cut answers, and to end its workers."""
 
 Object = dict[str, Any]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from manifests import FAREWELL_SECONDS, setting_names, tool
+from manifests import STOPPING_SECONDS, setting_names, tool
 from support import ROOT
 from test_image import STAGES
 
@@ -32,7 +32,7 @@ def test_the_servers_variables_are_settings(name: str) -> None:
 @pytest.mark.parametrize("name", SERVERS)
 def test_stopping_leaves_time_to_drain(name: str) -> None:
     seconds = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
-    assert seconds > Settings.model_fields["drain_seconds"].default + FAREWELL_SECONDS
+    assert seconds > Settings.model_fields["drain_seconds"].default + STOPPING_SECONDS
 
 
 @pytest.mark.parametrize("name", SERVICES)

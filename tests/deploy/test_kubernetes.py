@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from manifests import FAREWELL_SECONDS, OVERLAYS, container, objects, of_kind, pod_template, rendered, tool, variables
+from manifests import OVERLAYS, STOPPING_SECONDS, container, objects, of_kind, pod_template, rendered, tool, variables
 from manifests import setting_names as known_settings
 
 from tru_vlm.settings import Settings, load_settings
@@ -52,7 +52,7 @@ def test_a_pod_has_time_to_drain(overlay: str) -> None:
     spec = pod_template(overlay)["spec"]
     leaving = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = int(variables(overlay)["DRAIN_SECONDS"])
-    assert spec["terminationGracePeriodSeconds"] > leaving + drain + FAREWELL_SECONDS
+    assert spec["terminationGracePeriodSeconds"] > leaving + drain + STOPPING_SECONDS
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

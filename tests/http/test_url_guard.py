@@ -20,7 +20,7 @@ ROUTES = {
     ("/v1/plan", JSON),
     ("/v1/plan", FORM),
 }
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+CHAT, RESPONSES, VIDEOS = "/v1/chat/completions", "/v1/responses", "/v1/videos"
 FORBIDDEN = (
     "file:///etc/passwd",
     "/etc/passwd",
@@ -59,7 +59,8 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
                 if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
                     found.add((path, content_type))
-    assert found == ROUTES | {(CHAT, JSON), (RESPONSES, JSON)}, "a route that takes an address belongs into this table"
+    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS)}
+    assert found == ROUTES | others, "a route that takes an address belongs into this table"
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -92,6 +93,15 @@ def test_a_forbidden_address_in_a_response_s_input_is_refused(server: Server, ki
     assert response.status_code == 400, response.text
     error = error_of(response)
     assert (error["code"], error["param"]) == ("url_not_allowed", f"input.0.content.0.{name}")
+    assert "secret" not in error["message"]
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
+    response = requests.post(server.base + VIDEOS, json={"video_url": url}, timeout=TIMEOUT)
+    assert response.status_code == 400, response.text
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("url_not_allowed", "video_url")
     assert "secret" not in error["message"]
 
 

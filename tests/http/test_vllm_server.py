@@ -102,6 +102,10 @@ def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[s
     assert statuses == [0]
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive, alive
+    # Nobody had to be killed: neither the worker by the server, nor vLLM's processes by their guardian.
+    log = vllm_server.log.read_text()
+    assert "did not end within" not in log
+    assert "has left processes behind" not in log
 
 
 def test_killed_processes_leave_nobody(tmp_path: Path) -> None:

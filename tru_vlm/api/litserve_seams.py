@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -38,7 +39,26 @@ _OWN_ROUTES = frozenset({"/", "/health", "/info", "/docs", "/docs/oauth2-redirec
 _MONITOR_SECONDS = 0.5
 _START_SECONDS = 0.05
 _ORPHAN_CHECK_SECONDS = 1.0
-_FAREWELL_SECONDS = 10
+
+FAREWELL_SECONDS = 10
+"""How long after the drain those may be told whose answers are cut short."""
+
+WORKER_SECONDS = 30.0
+"""How long workers may take to end. vLLM's processes need 7 to 20 s for it where others use the cores too."""
+
+
+def end_processes(processes: Sequence[BaseProcess], seconds: float) -> None:
+    """Tell all at once to end, wait until they have, and kill those that are left when the time is over."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.is_alive():
+            logger.error("process %s did not end within %g s; it is killed", process.pid, seconds)
+            process.kill()
+            process.join()
 
 
 def devices_of(place: Placement) -> list[Any]:
@@ -189,9 +209,16 @@ class WorkerServer(litserve.LitServer):
         servers = super()._start_server(*args, **kwargs)
         # LitServe has one number for both: how long uvicorn drains, and when its process is killed.  It must have time
         # after the drain to tell those whose answers are cut short.
-        self.uvicorn_graceful_timeout += _FAREWELL_SECONDS
+        self.uvicorn_graceful_timeout += FAREWELL_SECONDS
         self._on_started()
         return servers
+
+    def _perform_graceful_shutdown(self, manager: Any, uvicorn_workers: Any, shutdown_reason: str = "normal") -> None:
+        # LitServe's own ends the workers one after the other and gives each 5 s, in which vLLM does not end.
+        self._transport.close(send_sentinel=shutdown_reason != "keyboard_interrupt")
+        end_processes(list(uvicorn_workers.values()), self.uvicorn_graceful_timeout)
+        end_processes(self.inference_workers, WORKER_SECONDS)
+        manager.shutdown()
 
     @contextlib.contextmanager
     def _terminate_gracefully(self) -> Iterator[None]:
@@ -211,9 +238,7 @@ class WorkerServer(litserve.LitServer):
                 signal.signal(name, handler)
 
     def _stop_processes(self) -> None:
-        for worker in self.inference_workers:
-            worker.terminate()
-            worker.join()
+        end_processes(self.inference_workers, WORKER_SECONDS)
         if self.transport_config.manager is not None:
             self.transport_config.manager.shutdown()
 

@@ -17,7 +17,7 @@ from tru_vlm.api.event_stream import event_body, event_name
 from tru_vlm.api.openapi import ErrorDetail
 from tru_vlm.api.schemas import UrlRequestBody
 from tru_vlm.errors import ErrorInfo, InvalidRequestError
-from tru_vlm.types import FinishReason, RequestEvent, Stage, Timings, VideoInfo
+from tru_vlm.types import FinishReason, Moment, RequestEvent, Stage, Timings, VideoInfo
 
 ChosenId = Annotated[
     str,
@@ -96,6 +96,7 @@ class SocketDone(_Event):
     usage: SocketUsage
     video: VideoInfo | None
     timings: Timings
+    moments: list[Moment] = Field(description="The times in the video that the text names.")
 
 
 class SocketError(BaseModel):

@@ -34,9 +34,13 @@ class AskOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
     seed: int
     stop: str | list[str]
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[str, float]
     ignore_eos: bool
     response_format: Mapping[str, Any]
 

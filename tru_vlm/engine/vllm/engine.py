@@ -200,8 +200,8 @@ class VllmEngine:
         if self._at_exit is not None:
             self._at_exit.cancel()
         self._runner.close()
-        if self._guardian is not None:
-            self._guardian.close()
+        if self._guardian is not None and self._guardian.close():
+            log.error("vLLM has left processes behind; they were killed")
 
     def _prepare(self, request: EngineRequest) -> Job:
         submitted = time.perf_counter()

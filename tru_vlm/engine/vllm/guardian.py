@@ -20,6 +20,8 @@ MARK = "TRU_VLM_CHILD_OF"
 _PROC = Path("/proc")
 _ROUNDS = 50
 _PAUSE_SECONDS = 0.1
+_LEFT_BEHIND = 3
+"""The exit status that tells of children that had to be killed."""
 
 
 class Guardian:
@@ -37,11 +39,11 @@ class Guardian:
             start_new_session=True,  # what is sent to the maker's group is not for it
         )
 
-    def close(self) -> None:
-        """Have it end the children that are left, and wait until it has."""
+    def close(self) -> bool:
+        """Have it end the children that are left, and wait until it has; whether there were any."""
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
         self._process.stdin.close()
-        self._process.wait()
+        return self._process.wait() == _LEFT_BEHIND
 
 
 def marked(mark: str) -> list[int]:
@@ -60,21 +62,25 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def _watch(mark: str) -> None:
+def _watch(mark: str) -> int:
+    """The exit status: 0 when nobody was left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
+    status = 0
     for _ in range(_ROUNDS):  # one that is just starting another is seen in the next round
         left = marked(mark)
         if not left:
-            return
+            break
+        status = _LEFT_BEHIND
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         time.sleep(_PAUSE_SECONDS)
+    return status
 
 
 if __name__ == "__main__":
-    _watch(sys.argv[1])
+    sys.exit(_watch(sys.argv[1]))

@@ -24,6 +24,9 @@ from tru_vlm.processor.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
+_SHUT_DOWN_SECONDS = 20.0
+"""How long vLLM's processes may take to end before vLLM kills them: its own 5 s are too short for a busy machine."""
+
 _CLOSE_SECONDS = 30.0
 
 
@@ -151,7 +154,7 @@ class Runner:
 
     async def _shut_down(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        self.llm.shutdown()
+        self.llm.shutdown(timeout=_SHUT_DOWN_SECONDS)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
