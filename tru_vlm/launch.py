@@ -18,6 +18,7 @@ from tru_vlm.processor.profile import ModelProfile, ModelProfileError, load_prof
 from tru_vlm.served_models import ServedModels, served_models
 from tru_vlm.settings import Settings, SettingsError, load_settings
 from tru_vlm.telemetry.logs import adopt_libraries, configure_logs
+from tru_vlm.telemetry.spans import tracing_problem
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def main(**overrides: object) -> int:
     configure_logs(settings.log_format, settings.log_level)
     if reason := port_problem(settings):
         return _refuse(reason, 1, settings)
-    if reason := backend_problem(served) or decoding_problem(settings):
+    if reason := tracing_problem(settings) or backend_problem(served) or decoding_problem(settings):
         return _refuse(reason, 2, settings)
     return _serve(settings, served)
 

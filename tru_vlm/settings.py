@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
-SECRETS = ("api_keys", "session_secret", "redis_url")
+SECRETS = ("api_keys", "session_secret", "redis_url", "otel_exporter_otlp_headers")
 """Never shown: not in an error, a log or health.  Each may stand in a file, named by its ``…_FILE``."""
 
 _LEAST_SECRET_CHARACTERS = 32
@@ -333,6 +333,41 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="How a line of the log looks: text for people, or one JSON object."
     )
+
+    # Traces.  OpenTelemetry's own names; nothing else of OTEL_* is meant to be set.
+    otel_exporter_otlp_endpoint: str = Field(
+        "",
+        description=(
+            "Where traces are sent, by OTLP over HTTP: a collector's base URL, such as http://localhost:4318. Needs "
+            "the extra `tracing`. Empty: nothing is traced."
+        ),
+    )
+    otel_exporter_otlp_headers_file: Path | None = Field(
+        None, description="A file that holds OTEL_EXPORTER_OTLP_HEADERS."
+    )
+    otel_exporter_otlp_headers: SecretStr = Field(
+        SecretStr(""),
+        validate_default=True,
+        description="Headers that are sent to it, as name=value separated by commas, values URL-encoded.",
+    )
+    otel_service_name: str = Field("tru-vlm", description="Under which name traces are shown.")
+    otel_traces_sampler_arg: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of the requests that are traced; where a client sends a traceparent, that decides."
+    )
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("it must begin with http:// or https://")
+        return value
+
+    @field_validator("otel_exporter_otlp_headers")
+    @classmethod
+    def _are_headers(cls, value: SecretStr) -> SecretStr:
+        if not all("=" in item.strip("=") for item in split_list(value.get_secret_value())):
+            raise ValueError("each must be name=value")
+        return value
 
     @field_validator("video_decode_device")
     @classmethod

@@ -6,6 +6,7 @@ Everything here is frozen and plain: no HTTP, no tensors, no configuration.  A r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -240,13 +241,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a request came from, as logs call it in every process.
+    """Where a request came from, as logs and traces call it in every process.
 
     Attributes:
         request_id: the client's name for its exchange, or ours; not unique where the client chose it.
+        trace: the span that it belongs to, as W3C's ``traceparent`` and ``tracestate``; empty where it is not traced.
     """
 
     request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +262,7 @@ class WorkerRequest:
         media: sampled frames, in the order of their parts.
         generation: how to generate.
         cache_salt: what the model computed is reused only under the same one; a tenant's.
-        origin: for the log.
+        origin: for logs and traces.
     """
 
     id: str

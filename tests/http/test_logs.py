@@ -46,7 +46,8 @@ class Logged:
 
     def lines(self) -> list[Line]:
         """All lines so far, each of which is one JSON object."""
-        return [json.loads(line) for line in self.server.log.read_text().splitlines()]
+        text = self.server.log.read_text()
+        return [json.loads(line) for line in text.splitlines() if not line.startswith("import time:")]
 
     def about(self, request_id: str) -> list[Line]:
         return [line for line in self.lines() if line.get("request_id") == request_id]
@@ -72,6 +73,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         LOG_LEVEL="debug",
         API_KEYS=json.dumps({"name": "alice", "hash": hash_key(key)}),
         FRAME_CACHE_MEMORY_BYTES="0",
+        PYTHONPROFILEIMPORTTIME="1",  # every import of every process is told on stderr
     )
     try:
         yield Logged(server, key)
@@ -236,6 +238,13 @@ def test_nothing_private_is_in_any_line(logged: Logged, clips: dict[str, Path], 
     for line in lines:
         for secret in (CANARY, logged.key, text, hash_key(logged.key)):
             assert secret not in line
+
+
+def test_no_process_loads_the_exporter_where_nothing_is_traced(logged: Logged) -> None:
+    imports = [line for line in logged.server.log.read_text().splitlines() if line.startswith("import time:")]
+    num_processes = sum(line.endswith(" tru_vlm.telemetry.spans") for line in imports)
+    assert num_processes >= 2, "the main process, from which HTTP's is forked, and the worker"
+    assert not [line for line in imports if "opentelemetry.exporter" in line or "tru_vlm.telemetry.otlp" in line]
 
 
 def test_a_line_of_text_stays_a_line(tmp_path: Path) -> None:

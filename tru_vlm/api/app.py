@@ -52,6 +52,7 @@ from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.served_models import ServedModels
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry.metrics import Metrics
+from tru_vlm.telemetry.spans import Tracing, trace_target
 from tru_vlm.video.decode_pool import PoolStartError
 
 
@@ -65,6 +66,7 @@ class AppContext:
     jobs: JobService
     keyring: Keyring
     metrics: Metrics
+    tracing: Tracing
 
 
 class VideoServer(WorkerServer):
@@ -81,6 +83,7 @@ class VideoServer(WorkerServer):
         async with super().lifespan(app):
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
+                self.context.tracing.start("http")
                 await self._start_service()
                 yield
             finally:
@@ -88,6 +91,7 @@ class VideoServer(WorkerServer):
                 await self.context.jobs.close()
                 await self.context.service.close()
                 await self.context.chats.close()
+                await asyncio.to_thread(self.context.tracing.close)
 
     async def _start_service(self) -> None:
         try:
@@ -142,7 +146,8 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        return AppContext(settings, service, Chats(settings, service.library), JobService(service), keyring, counted)
+        chats, jobs = Chats(settings, service.library), JobService(service)
+        return AppContext(settings, service, chats, jobs, keyring, counted, Tracing(trace_target(settings)))
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -154,7 +159,8 @@ def build_server(
 
 def _mount(app: FastAPI, context: AppContext) -> None:
     sessions = install_door(app, context.settings, context.keyring, context.service.rates)
-    app.add_middleware(Observation, metrics=context.metrics)  # the last one added is the outermost
+    # The last one added is the outermost.
+    app.add_middleware(Observation, metrics=context.metrics, tracing=context.tracing)
     install_error_handlers(app)
     app.include_router(pages.build_pages_router(context))
     app.include_router(login.build_router(context.keyring, sessions, PageRenderer(TEMPLATES_DIR, STATIC_DIR)))

@@ -24,6 +24,7 @@ from tru_vlm.errors import InternalError, TruError
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.telemetry.logs import adopt_libraries, configure_logs
+from tru_vlm.telemetry.spans import Tracing, trace_target
 from tru_vlm.types import FramesRef, WorkerRequest
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class VideoLitAPI(litserve.LitAPI):
     """
 
     engine: Engine
+    tracing: Tracing
     num_cpu_engines: int | None = None
 
     def __init__(self, settings: Settings, socket_directory: Path, **kwargs: object) -> None:
@@ -53,6 +55,8 @@ class VideoLitAPI(litserve.LitAPI):
         """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker."""
         configure_logs(self.settings.log_format, self.settings.log_level)
         self.engine = create_engine(self.settings, device, num_cpu_engines=self.num_cpu_engines)
+        self.tracing = Tracing(trace_target(self.settings))
+        self.tracing.start("worker")
         adopt_libraries()
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)
 

@@ -32,10 +32,7 @@ class StepLoop(LitLoop):
 
     _reported: EngineStats | None = None
     _reported_at = 0.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._record = WorkerRecord()
+    _record: WorkerRecord
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
         self,
@@ -55,6 +52,7 @@ class StepLoop(LitLoop):
         del device, request_queue, transport, workers_setup_status, callback_runner  # LitServe's; see docs/adr/0001
         link = WorkerLink(socket_path(lit_api.socket_directory, worker_id))
         is_stopping = False
+        self._record = WorkerRecord(lit_api.tracing)
 
         def stop(_signum: int, _frame: FrameType | None) -> None:
             nonlocal is_stopping
@@ -74,6 +72,7 @@ class StepLoop(LitLoop):
         finally:
             link.close()
             lit_api.engine.close()
+            lit_api.tracing.close()
 
     def _iterate(self, lit_api: VideoLitAPI, link: WorkerLink, worker_id: int) -> None:
         engine = lit_api.engine

@@ -1,4 +1,4 @@
-"""Sees every exchange from the outside: gives it its id, counts it and logs it when it has ended.
+"""Sees every exchange from the outside: gives it its id, counts, logs and traces it when it has ended.
 
 The outermost layer, so that it also sees what other layers answer by themselves.
 """
@@ -12,10 +12,12 @@ from tru_vlm.telemetry import catalogue
 from tru_vlm.telemetry.access_log import log_exchange
 from tru_vlm.telemetry.exchange import UNMATCHED, Exchange, begin_exchange
 from tru_vlm.telemetry.metrics import Metrics, Reading
+from tru_vlm.telemetry.spans import Tracing
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SERVER_ERROR = 500
 _CLIENT_CLOSED_REQUEST = 499
+_UNTRACED = ("/v1/health", "/metrics", "/static/")
 _HANDSHAKE = {"websocket.accept": 101, "websocket.close": 403}
 
 
@@ -25,11 +27,13 @@ class Observation:
     Args:
         app: the application.
         metrics: where exchanges are counted.
+        tracing: of this process.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._num_open = 0
         metrics.read_from(lambda: [Reading(catalogue.HTTP_IN_PROGRESS, self._num_open, {})])
 
@@ -39,14 +43,18 @@ class Observation:
             await self._app(scope, receive, send)
             return
         method = scope.get("method", "GET")
+        headers = Headers(scope=scope)
         exchange = begin_exchange(
-            Headers(scope=scope).get("x-request-id"),
+            headers.get("x-request-id"),
             method if method in _METHODS else "other",
             lambda: _route(scope),
         )
         if scope["type"] == "websocket":
+            exchange.span = self._tracing.remote(headers)  # each question is a trace, or a part of the client's
             await self._connection(scope, receive, send, exchange)
             return
+        if not scope["path"].startswith(_UNTRACED):
+            exchange.span = self._tracing.begin(exchange.method, headers, is_server=True)
 
         async def counted_receive() -> Message:
             message = await receive()
@@ -110,6 +118,17 @@ class Observation:
             cause = exchange.error.code if exchange.error else f"http_{status}"
             self._metrics.count(catalogue.REJECTIONS, route=exchange.route, cause=cause)
         log_exchange(exchange, status=int(status))
+        exchange.span.end(
+            name=f"{exchange.method} {exchange.route}",
+            error=status if int(status) >= _SERVER_ERROR else None,
+            attributes={
+                "http.request.method": exchange.method,
+                "http.route": exchange.route,
+                "http.response.status_code": exchange.status,
+                "tru_vlm.request_id": exchange.request_id,
+                "tru_vlm.outcome": exchange.outcome_now(),
+            },
+        )
 
 
 def _num_bytes(message: Message) -> int:

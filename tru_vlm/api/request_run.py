@@ -33,6 +33,7 @@ from tru_vlm.principal import Principal
 from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.question import QuestionRecord
+from tru_vlm.telemetry.spans import Span
 from tru_vlm.types import (
     Answer,
     DeltaEvent,
@@ -66,13 +67,17 @@ class _Failed(Exception):  # noqa: N818 - carries an answer, not a fault
 
 
 class _Clock:
-    """Seconds by stage, counted from receipt of the request.
+    """Seconds by stage, counted from receipt of the request; each stage is a span too.
+
+    Args:
+        span: of the request.
 
     Attributes:
         stages: those before the engine, by the names of :class:`Timings`, and "probe".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, span: Span) -> None:
+        self._span = span
         self._received = time.monotonic()
         self.stages: dict[str, float] = {}
         self._first_token: float | None = None
@@ -81,9 +86,11 @@ class _Clock:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of a block to the stage ``name``."""
         begin = time.monotonic()
+        span = self._span.child(name)
         try:
             yield
         finally:
+            span.end()
             self.stages[name] = self.stages.get(name, 0.0) + time.monotonic() - begin
 
     def first_token(self) -> float | None:
@@ -152,7 +159,7 @@ class RequestRun:
         self._principal = principal
         self._rates = rates
         self._at: Stage = "queued"
-        self._clock = _Clock()
+        self._clock = _Clock(self._record.span)
         self._model: Model | None = None
         self._video: VideoInfo | None = None
         self._text: list[str] = []
@@ -216,7 +223,8 @@ class RequestRun:
                 await self._spool.remove(file)
             # A length that was left open becomes what the context has left.
             generation = dataclasses.replace(self._request.generation, max_tokens=tokens.answer)
-            return await self._generate(model, leases, generation)
+            queued = held.enter_context(contextlib.ExitStack())
+            return await self._generate(model, leases, generation, queued)
 
     def _take_place(self, model: Model, held: contextlib.AsyncExitStack) -> None:
         """The model is chosen: it answers this request, or nobody does.
@@ -308,7 +316,13 @@ class RequestRun:
             await model.workers.met()  # with the model's size of it, it can still be made to fit
         return leases, await model.planner.count([lease.ref for lease in leases], self._request)
 
-    async def _generate(self, model: Model, leases: Sequence[FramesLease], generation: GenerationParams) -> Answer:
+    async def _generate(
+        self,
+        model: Model,
+        leases: Sequence[FramesLease],
+        generation: GenerationParams,
+        queued: contextlib.ExitStack,
+    ) -> Answer:
         for lease in leases:
             url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
             video = dataclasses.replace(lease.info, frames_url=url)
@@ -319,7 +333,6 @@ class RequestRun:
         request = WorkerRequest(
             self.id, self._request.messages, refs, generation, self._principal.cache_salt, self._record.origin
         )
-        queued = contextlib.ExitStack()
         queued.enter_context(self._clock.stage("queue"))
         async with contextlib.aclosing(model.workers.run(request, is_background=self._request.is_background)) as events:
             async for event in events:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tru_vlm.errors import ErrorInfo
+from tru_vlm.telemetry.spans import NO_SPAN, Span
 from tru_vlm.types import Origin
 
 Outcome = Literal["success", "abort", "rejected", "error"]
@@ -46,6 +47,7 @@ class Exchange:
         has_question: whether it opened a question, which is counted by itself.
         is_over: whether the exchange has ended; a question of the page outlives it.
         received: when it began (``monotonic``).
+        span: of it, or of what it belongs to; its question's is below.
         received_bytes, sent_bytes: of the bodies, so far.
     """
 
@@ -62,6 +64,7 @@ class Exchange:
     is_over: bool = False
     is_connection: bool = False
     received: float = field(default_factory=time.monotonic)
+    span: Span = NO_SPAN
     received_bytes: int = 0
     sent_bytes: int = 0
 
@@ -117,7 +120,7 @@ def current_origin() -> Origin | None:
     if (origin := _origin.get()) is not None:
         return origin
     exchange = _current.get()
-    return None if exchange is None else Origin(exchange.request_id)
+    return None if exchange is None else Origin(exchange.request_id, exchange.span.carrier)
 
 
 def new_id() -> str:

@@ -109,4 +109,8 @@ def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
     origin = current_origin()
     if origin is not None:
         yield "request_id", origin.request_id
+        if traceparent := origin.trace.get("traceparent"):
+            _, trace_id, span_id, _ = traceparent.split("-")
+            yield "trace_id", trace_id
+            yield "span_id", span_id
     yield from getattr(record, "fields", {}).items()

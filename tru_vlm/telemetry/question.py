@@ -31,7 +31,7 @@ def begin_counters(metrics: Metrics, labels: Mapping[str, str]) -> None:
 
 
 class QuestionRecord:
-    """Counts one question, and tells the log of it.
+    """Counts one question, and tells the log of it and the trace.
 
     Args:
         metrics: where.
@@ -39,6 +39,7 @@ class QuestionRecord:
 
     Attributes:
         origin: of the exchange that opened it.
+        span: of it, to have a child for each stage.
         id: unique on this server; the same, unless the client chose that one or it opened another question before.
     """
 
@@ -46,7 +47,9 @@ class QuestionRecord:
         self._metrics = metrics
         self._labels = model_labels(model_name, variant="")
         self._exchange = current_exchange() or Exchange(new_id())
-        self.origin = Origin(new_id() if self._exchange.is_connection else self._exchange.request_id)
+        self.span = self._exchange.span.child("question")
+        request_id = new_id() if self._exchange.is_connection else self._exchange.request_id
+        self.origin = Origin(request_id, self.span.carrier)
         is_taken = self._exchange.is_id_taken and not self._exchange.is_connection
         self.id = new_id() if is_taken else self.origin.request_id
         self._exchange.is_id_taken = True
@@ -116,6 +119,19 @@ class QuestionRecord:
         self._exchange.outcome = outcome
         named = {"question_id": self.id} if self.id != self.origin.request_id else {}
         model, variant = self._labels["model_name"], self._labels["variant"]
+        self.span.end(
+            error=facts.get("error"),
+            attributes={
+                "tru_vlm.request_id": self.origin.request_id,
+                "tru_vlm.outcome": outcome,
+                "tru_vlm.stage": facts.get("stage"),
+                "tru_vlm.finish_reason": facts.get("finish_reason"),
+                "gen_ai.request.model": model,
+                "gen_ai.response.model": variant or None,
+                "gen_ai.usage.input_tokens": facts.get("prompt_tokens"),
+                "gen_ai.usage.output_tokens": facts.get("completion_tokens"),
+            },
+        )
         log_question(self._exchange, outcome, {**named, "model": model, "variant": variant or None, **facts})
 
     def _count(self, metric: Metric, **labels: str) -> None:
