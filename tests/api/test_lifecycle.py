@@ -28,6 +28,7 @@ from tru_vlm.api.link import WorkerLink, socket_path
 from tru_vlm.api.lit_api import VideoLitAPI
 from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.service import HostedModel, InferenceService, ParsedForm, RequestStream
+from tru_vlm.api.worker_record import WorkerRecord
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.loading import load_model
@@ -35,6 +36,7 @@ from tru_vlm.errors import OverloadedError
 from tru_vlm.principal import ANONYMOUS
 from tru_vlm.processor.profile import load_profile
 from tru_vlm.settings import Settings, load_settings
+from tru_vlm.telemetry.spans import Tracing
 from tru_vlm.types import DeltaEvent, DoneEvent, ErrorEvent, RequestEvent, StatusEvent, VideoEvent
 
 NUM_WORKERS = 2
@@ -59,6 +61,7 @@ class Worker:
 
     def _run(self, worker_id: int) -> None:
         loop = StepLoop()
+        loop._record = WorkerRecord(Tracing(None))
         while not self._is_stopping:
             loop._iterate(self._api, self._link, worker_id)
 
