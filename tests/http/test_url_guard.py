@@ -62,7 +62,7 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
                 for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(body["schema"])):
                     if takes_address(schema, name, set()):
                         found.add((path, content_type))
-    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS, BATCH)}
+    others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS, BATCH)} | {(BATCH, "multipart/form-data")}
     assert found == ROUTES | others, "a route that takes an address belongs into this table"
 
 
