@@ -74,10 +74,8 @@ class Bench:
     database: Database
     now: list[float]
 
-    async def add(self, items: Sequence[NewItem], *, owner: str = "public", webhook_url: str | None = None) -> Job:
-        return await self.store.add(
-            new_job_id(), owner=owner, kind="batch", body={}, items=items, webhook_url=webhook_url
-        )
+    async def add(self, items: Sequence[NewItem], *, owner: str = "public") -> Job:
+        return await self.store.add(new_job_id(), owner=owner, kind="batch", body={}, items=items)
 
     async def now_of(self, job: Job) -> Job:
         found = await self.store.by_number(job.number)

@@ -152,7 +152,7 @@ class JobService:
         try:
             for video_id, param in videos.items():
                 await self._keep(job_id, video_id, owner, param)
-            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items, webhook_url=None)
+            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items)
         except BaseException:
             await self._files.remove(job_id)
             raise

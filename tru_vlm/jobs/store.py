@@ -64,7 +64,6 @@ class JobStore:
         kind: Kind,
         body: dict[str, Any],
         items: Sequence[NewItem],
-        webhook_url: str | None,
     ) -> Job:
         """Accept a job.  A job without items is to be prepared first.
 
@@ -75,9 +74,9 @@ class JobStore:
         def add(connection: sqlite3.Connection) -> Job:
             self._check_room(connection)
             number = connection.execute(
-                "INSERT INTO jobs (id, owner, kind, status, body, is_prepared, num_items, webhook_url, created_at) "
-                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
-                (job_id, owner, kind, json.dumps(body), bool(items), len(items), webhook_url, self._clock()),
+                "INSERT INTO jobs (id, owner, kind, status, body, is_prepared, num_items, created_at) "
+                "VALUES (?, ?, ?, 'queued', ?, ?, ?, ?)",
+                (job_id, owner, kind, json.dumps(body), bool(items), len(items), self._clock()),
             ).lastrowid
             assert number is not None  # noqa: S101 - a row was inserted
             _add_items(connection, number, items)
@@ -303,13 +302,11 @@ class JobStore:
                 (job.number,),
             )
             connection.execute(
-                "UPDATE jobs SET status = 'queued', num_failed = 0, error = NULL, ended_at = NULL, "
-                "webhook_status = NULL WHERE number = ?",
+                "UPDATE jobs SET status = 'queued', num_failed = 0, error = NULL, ended_at = NULL WHERE number = ?",
                 (job.number,),
             )
             # The stream of events has one last event: those of the end that was none, and of answers that will be
             # given again, are taken back.  Numbers are not used twice.
-            connection.execute("DELETE FROM deliveries WHERE job = ?", (job.number,))
             connection.execute(
                 "DELETE FROM events WHERE job = :job AND (name = 'done' OR (name = 'item' AND place IN "
                 "(SELECT place FROM items WHERE job = :job AND status = 'queued')))",
@@ -371,18 +368,11 @@ class JobStore:
     def _end(
         self, connection: sqlite3.Connection, number: int, status: JobStatus, error: dict[str, Any] | None
     ) -> None:
-        now = self._clock()
         connection.execute(
-            "UPDATE jobs SET status = ?, error = ?, ended_at = ?, "
-            "webhook_status = CASE WHEN webhook_url IS NULL THEN NULL ELSE 'pending' END WHERE number = ?",
-            (status, json.dumps(error) if error else None, now, number),
+            "UPDATE jobs SET status = ?, error = ?, ended_at = ? WHERE number = ?",
+            (status, json.dumps(error) if error else None, self._clock(), number),
         )
         _tell(connection, number, "done", {})
-        connection.execute(
-            "INSERT INTO deliveries (id, job, next_at) "
-            "SELECT ?, number, ? FROM jobs WHERE number = ? AND webhook_url IS NOT NULL",
-            (f"msg_{secrets.token_hex(16)}", now, number),
-        )
 
 
 def counts_of(job: Job) -> dict[str, int]:

@@ -11,7 +11,6 @@ Kind = Literal["batch", "long_video"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ItemStatus = Literal["queued", "succeeded", "failed"]
 EventName = Literal["status", "item", "done"]
-WebhookStatus = Literal["pending", "delivered", "failed"]
 
 ACTIVE: tuple[JobStatus, ...] = ("queued", "running")
 STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
@@ -31,8 +30,6 @@ MIGRATIONS = (
       num_failed INTEGER NOT NULL DEFAULT 0,
       num_events INTEGER NOT NULL DEFAULT 0,
       error TEXT,
-      webhook_url TEXT,
-      webhook_status TEXT,
       created_at REAL NOT NULL,
       started_at REAL,
       ended_at REAL
@@ -60,12 +57,6 @@ MIGRATIONS = (
       data TEXT NOT NULL,
       PRIMARY KEY (job, number)
     );
-    CREATE TABLE deliveries (
-      id TEXT PRIMARY KEY,
-      job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
-      num_attempts INTEGER NOT NULL DEFAULT 0,
-      next_at REAL NOT NULL
-    );
     """,
 )
 
@@ -85,8 +76,6 @@ class Job:
         num_items, num_succeeded, num_failed: of its items.
         num_events: events so far.
         error: why it failed.
-        webhook_url: whom to tell of its end.
-        webhook_status: whether that was done; None while there is nothing to tell.
         created_at, started_at, ended_at: seconds since 1970.
     """
 
@@ -102,8 +91,6 @@ class Job:
     num_failed: int
     num_events: int
     error: dict[str, Any] | None
-    webhook_url: str | None
-    webhook_status: WebhookStatus | None
     created_at: float
     started_at: float | None
     ended_at: float | None
