@@ -41,14 +41,13 @@ def ask(base: str, path: str, content_type: str, url: str) -> requests.Response:
     return requests.post(base + path, files=fields, timeout=TIMEOUT)
 
 
-def takes_address(schema: dict[str, Any], name: str, seen: set[str]) -> bool:
-    """Whether a component, or one that it refers to, has a field for an address."""
-    seen.add(name)
-    component = schema["components"]["schemas"][name]
-    if any("url" in field for field in component.get("properties", {})):
+def takes_address(schema: dict[str, Any], part: dict[str, Any], seen: set[str]) -> bool:
+    """Whether a body's schema, or a component that it refers to, has a field for an address."""
+    if any("url" in field for field in part.get("properties", {})):
         return True
-    parts = re.findall(r"#/components/schemas/(\w+)", json.dumps(component))
-    return any(takes_address(schema, part, seen) for part in parts if part not in seen)
+    names = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(part))) - seen
+    seen |= names
+    return any(takes_address(schema, schema["components"]["schemas"][name], seen) for name in names)
 
 
 def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
@@ -57,7 +56,7 @@ def test_the_routes_that_take_an_address_are_these(server: Server) -> None:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             for content_type, body in operation.get("requestBody", {}).get("content", {}).items():
-                if takes_address(schema, body["schema"]["$ref"].rpartition("/")[-1], set()):
+                if takes_address(schema, body["schema"], set()):
                     found.add((path, content_type))
     others = {(path, JSON) for path in (CHAT, RESPONSES, VIDEOS)}
     assert found == ROUTES | others, "a route that takes an address belongs into this table"
