@@ -53,6 +53,11 @@ def num_open(server: Server) -> int:
     return requests.get(server.base + "/v1/health/detailed", timeout=10).json()["queue"]["num_open"]
 
 
+def num_generated(server: Server) -> int:
+    workers = requests.get(server.base + "/v1/health/detailed", timeout=10).json()["workers"]
+    return sum(worker["stats"]["num_generated_tokens"] for worker in workers)
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -321,11 +326,13 @@ def test_a_stream_that_breaks_is_an_error_and_not_repeated(
 
 def test_closing_a_stream_stops_the_server_s_work(client: Any, server: Server, clip: Path) -> None:
     wait_until(lambda: num_open(server) == 0)
+    before = num_generated(server)
     with client.stream(clip, QUESTION, **LONG) as stream:
         while not isinstance(next(stream), DeltaEvent):
             pass
         assert num_open(server) == 1
     wait_until(lambda: num_open(server) == 0)
+    assert num_generated(server) - before < LONG["max_tokens"] / 2, "it made the whole answer"
     assert list(stream) == []
 
 

@@ -58,6 +58,19 @@ def test_ask_as_json_with_options(server: Server, clip: Path) -> None:
         assert answer["text"].endswith("moves ")
 
 
+def test_upload_once_and_ask_a_model_by_name(server: Server, clip: Path) -> None:
+    kept = run("upload", clip, "--base-url", server.base)
+    assert kept.returncode == 0, kept.stderr
+    assert re.fullmatch(r"[0-9a-f]{64}\n", kept.stdout)
+    again = json.loads(run("upload", clip, "--json", "--base-url", server.base).stdout)
+    assert (again["id"], again["filename"]) == (kept.stdout.strip(), clip.name)
+    for model, status, output in (("demo", 0, ANSWER + "\n"), ("other", 1, "")):
+        options = ("--model", model, "--temperature", "0", "--base-url", server.base)
+        result = run("ask", kept.stdout.strip(), QUESTION, *options)
+        assert (result.returncode, result.stdout) == (status, output), result.stderr
+    assert "other" in result.stderr
+
+
 def test_errors_are_sentences_and_statuses(server: Server, clip: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("This is not a video.\n" * 100)

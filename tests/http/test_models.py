@@ -17,6 +17,7 @@ import openai
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
+from socket_client import open_socket
 from support import Server, start_server
 
 from tru_vlm.api.rendezvous import weighted_choice
@@ -210,6 +211,16 @@ def test_a_key_goes_before_the_content(two_models: Server, clips: dict[str, Path
             assert (completion.model, completion.model_extra["tru"]["variant"]) == ("chat", variant)
     by_words = {chat(two_models, text("Hello"), model="chat", max_tokens=1).model_extra["tru"]["variant"] for _ in "12"}
     assert by_words == {weighted_choice("Hello", ALIASES["chat"], salt="chat")}
+
+
+def test_a_socket_has_the_key_of_its_handshake(two_models: Server, clips: dict[str, Path]) -> None:
+    keys = {weighted_choice(str(key), ALIASES["chat"], salt="chat"): str(key) for key in range(20)}
+    assert keys.keys() == MODELS.keys()
+    for variant, key in keys.items():
+        with open_socket(two_models, additional_headers={"X-Routing-Key": key}) as socket:
+            for clip in ("one", "two"):
+                socket.ask(None, clips[clip], max_tokens=1)
+                assert socket.answer()["variant"] == variant
 
 
 @pytest.mark.parametrize("key", ["", "x" * 513])

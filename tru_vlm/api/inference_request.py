@@ -58,6 +58,7 @@ class FieldNames:
     prompt: str = "prompt"
     max_tokens: str = "generation_params.max_tokens"
     response_format: str = "generation_params.response_format"
+    logit_bias: str = "logit_bias"
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,10 +352,16 @@ class RequestRun:
                             self._text.append(event.text)
                             self._emit(DeltaEvent(self.id, event.text))
                     case FailEvent():
-                        raise _Failed(event.error)
+                        raise _Failed(self._named(event.error))
                     case FinishEvent():
                         return self._finish(event.finish_reason, event.usage, event.timings)
         raise InternalError
+
+    def _named(self, error: ErrorInfo) -> ErrorInfo:
+        """An engine's error with the body's own name of the field at fault."""
+        if error.param != "logit_bias":
+            return error
+        return dataclasses.replace(error, param=self._request.names.logit_bias)
 
     def _finish(self, reason: FinishReason, usage: Usage, timings: EngineTimings) -> Answer:
         text = "".join(self._text)

@@ -185,7 +185,7 @@ def build_request(
         ),
         max_tokens_is_default=generation.max_tokens is None,
         stream=body.stream,
-        names=FieldNames(response_format=f"{where}response_format"),
+        names=FieldNames(response_format=f"{where}response_format", logit_bias=f"{where}logit_bias"),
         model=body.model,
     )
 

@@ -60,6 +60,7 @@ class DrainingSocketProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         """Run the application, which can find the event by :func:`server_drains`."""
         self.scope["state"][_STATE] = self._drains
+        self.scope["query_string"] = b""  # no socket takes one, and uvicorn would log it, keys and all
         await super().run_asgi()
 
     def shutdown(self) -> None:

@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tru_vlm.api.error_response import new_request_id
 from tru_vlm.api.event_stream import first_of
+from tru_vlm.api.routing_key import with_routing_key
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, RequestStream
 from tru_vlm.api.socket_messages import (
@@ -43,12 +44,16 @@ class SocketSession:
         service: runs the requests.
         socket: a connection that may be accepted.
         drains: is set when the server begins to stop.
+        routing_key: of all its questions, see :mod:`tru_vlm.api.routing_key`.
     """
 
-    def __init__(self, service: InferenceService, socket: WebSocket, drains: asyncio.Event) -> None:
+    def __init__(
+        self, service: InferenceService, socket: WebSocket, drains: asyncio.Event, routing_key: str | None
+    ) -> None:
         self._service = service
         self._socket = socket
         self._drains = drains
+        self._routing_key = routing_key
         self._live: dict[str, RequestStream] = {}  # by the client's id, until the terminal event
         self._answers: set[asyncio.Task[None]] = set()
         self._is_idle = asyncio.Event()
@@ -141,7 +146,7 @@ class SocketSession:
                 code="socket_full",
                 retry_after_seconds=_RETRY_AFTER_SECONDS,
             )
-        request = self._service.check_body(parse_question(message))
+        request = with_routing_key(self._service.check_body(parse_question(message)), self._routing_key)
         principal = principal_of(self._socket)
         await self._service.rates.count_request(principal)
         stream = await self._service.open(request, principal)

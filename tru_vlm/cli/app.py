@@ -7,14 +7,25 @@ from typing import Annotated
 import typer
 
 import tru_vlm
-from tru_vlm.cli import ask, batch, bench, doctor, mcp, models, plan, serve
+from tru_vlm.cli import ask, batch, bench, doctor, mcp, models, plan, serve, upload
 
 app = typer.Typer(
     help="Ask a video a question. Without a command, the server is started, as with `serve`.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for _command in (serve.serve, ask.ask, plan.plan, batch.batch, bench.bench, models.models, doctor.doctor, mcp.mcp):
+_COMMANDS = (
+    serve.serve,
+    ask.ask,
+    plan.plan,
+    upload.upload,
+    batch.batch,
+    bench.bench,
+    models.models,
+    doctor.doctor,
+    mcp.mcp,
+)
+for _command in _COMMANDS:
     app.command()(_command)
 
 

@@ -21,6 +21,7 @@ ApiKey = Annotated[
 Video = Annotated[
     str, typer.Argument(help="A file, an http(s) URL that the server fetches, or a `video_id`.", show_default=False)
 ]
+File = Annotated[str, typer.Argument(help="A file, or an http(s) URL that the server fetches.", show_default=False)]
 Question = Annotated[str, typer.Argument(help="What to ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Fps = Annotated[float | None, typer.Option(help="Frames to sample per second.", rich_help_panel=_FRAMES)]
@@ -32,6 +33,7 @@ End = Annotated[float | None, typer.Option(help="Where to end, in seconds.", ric
 Fit = Annotated[
     bool, typer.Option("--fit", help="Make what is too long fit, by smaller and fewer frames.", rich_help_panel=_FRAMES)
 ]
+Model = Annotated[str | None, typer.Option(help="Which of the server's models answers.", rich_help_panel=_SERVER)]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the answer.", rich_help_panel=_ANSWER)]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=_ANSWER)]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.", rich_help_panel=_ANSWER)]

@@ -35,6 +35,7 @@ def ask(
     max_tokens: a.MaxTokens = None,
     temperature: a.Temperature = None,
     seed: a.Seed = None,
+    model: a.Model = None,
     settings: a.Settings = None,
     as_json: a.AsJson = False,
     base_url: a.BaseUrl = a.DEFAULT_BASE_URL,
@@ -43,6 +44,7 @@ def ask(
     """Ask about a video or image; the answer goes to stdout as it comes."""
     options = a.options(
         settings,
+        model=model,
         fps=fps,
         nframes=nframes,
         max_frames=max_frames,

@@ -25,6 +25,7 @@ def plan(
     end: a.End = None,
     fit: a.Fit = False,
     max_tokens: a.MaxTokens = None,
+    model: a.Model = None,
     settings: a.Settings = None,
     as_json: a.AsJson = False,
     base_url: a.BaseUrl = a.DEFAULT_BASE_URL,
@@ -33,6 +34,7 @@ def plan(
     """Tell which frames would be sampled and what they take of the context; exit status 1 if they do not fit."""
     options = a.options(
         settings,
+        model=model,
         fps=fps,
         nframes=nframes,
         max_frames=max_frames,

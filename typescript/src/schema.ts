@@ -5035,7 +5035,10 @@ export interface operations {
     plain_request_v1_inference_ws_get: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description Where `model` is an alias: requests with the same key are answered by the same of its models. Without it, those about the same video are. */
+                "X-Routing-Key"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };

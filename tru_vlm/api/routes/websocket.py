@@ -8,6 +8,7 @@ from starlette.websockets import WebSocket
 
 from tru_vlm.api.error_response import error_response, new_request_id
 from tru_vlm.api.openapi_socket import CLIENT_MESSAGE, DESCRIPTION, RESPONSES
+from tru_vlm.api.routing_key import RoutingKey
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.socket_protocol import server_drains
 from tru_vlm.api.socket_session import SocketSession
@@ -24,8 +25,8 @@ def build_router(service: InferenceService) -> APIRouter:
     router = APIRouter(tags=["inference"])
 
     @router.websocket(_PATH)
-    async def socket(websocket: WebSocket) -> None:
-        await SocketSession(service, websocket, server_drains(websocket)).run()
+    async def socket(websocket: WebSocket, routing_key: RoutingKey = None) -> None:
+        await SocketSession(service, websocket, server_drains(websocket), routing_key).run()
 
     @router.get(
         _PATH,
@@ -36,7 +37,8 @@ def build_router(service: InferenceService) -> APIRouter:
         openapi_extra=CLIENT_MESSAGE,
         responses=RESPONSES,
     )
-    async def plain_request() -> Response:
+    async def plain_request(routing_key: RoutingKey = None) -> Response:
+        del routing_key  # described here, read by the socket
         response = error_response(_UPGRADE_REQUIRED, new_request_id())
         response.headers.update({"Upgrade": "websocket", "Connection": "Upgrade"})
         return response
