@@ -92,7 +92,7 @@ def _load_profiles(served: ServedModels) -> dict[str, ModelProfile]:
     profiles: dict[str, ModelProfile] = {}
     for model in served.models:
         try:
-            profiles[model.name] = load_profile(
+            profile = profiles[model.name] = load_profile(
                 model.settings.model_path, max_context_tokens=model.settings.max_context_tokens
             )
         except ModelProfileError as error:
@@ -100,6 +100,11 @@ def _load_profiles(served: ServedModels) -> dict[str, ModelProfile]:
                 raise
             text = str(error).removeprefix("MODEL_PATH=")
             raise ModelProfileError(f"MODELS: {model.name}.path is {text}") from error
+        if model.settings.image_patch_size != profile.patch_size:
+            raise ModelProfileError(
+                f"IMAGE_PATCH_SIZE={model.settings.image_patch_size}: the vision patches of {model.name} have "
+                f"{profile.patch_size} pixels a side; set it to that."
+            )
     return profiles
 
 

@@ -151,6 +151,7 @@ def test_docs_need_no_other_host(server: Server) -> None:
         ({"DEFAULT_VIDEO_FPS": "-2"}, ["DEFAULT_VIDEO_FPS", "-2", "greater than 0"]),
         ({"MODEL_BACKEND": "tensorrt"}, ["MODEL_BACKEND", "tensorrt", "'hf' or 'vllm'"]),
         ({"MODEL_PATH": "/nowhere/at/all"}, ["MODEL_PATH", "/nowhere/at/all"]),
+        ({"IMAGE_PATCH_SIZE": "14"}, ["IMAGE_PATCH_SIZE=14", "16 pixels a side"]),
         ({"HOST": "example.com"}, ["HOST", "example.com", "127.0.0.1"]),
         ({"VIDEO_DECODE_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, ["VIDEO_DECODE_DEVICE=cuda", "no CUDA device"]),
     ],

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
 from urllib.parse import unquote
 
 import httpcore
@@ -62,14 +61,6 @@ class FetchLimits:
     connect_seconds: float = 10.0
     idle_seconds: float = 30.0
     max_redirects: int = 3
-
-
-class UrlSource(Protocol):
-    """What routes need of a fetcher."""
-
-    async def fetch(self, url: str, *, param: str = "video_url") -> SpooledFile:
-        """See :meth:`UrlFetcher.fetch`."""
-        ...
 
 
 @dataclass(slots=True)
