@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -94,8 +95,6 @@ def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 
 def test_readers_go_on_beside_a_writer_and_see_whole_transactions(tmp_path: Path) -> None:
-    import threading
-
     async def work(database: Database) -> tuple[list[str], list[str]]:
         may_commit = threading.Event()
         has_written = threading.Event()
@@ -113,6 +112,25 @@ def test_readers_go_on_beside_a_writer_and_see_whole_transactions(tmp_path: Path
         return before, await database.read(texts)
 
     assert in_database(tmp_path / "db", FIRST, work=work) == ([], ["LATE"])
+
+
+def test_a_writer_does_not_wait_for_readers_who_see_what_was_there_when_they_began(tmp_path: Path) -> None:
+    async def work(database: Database) -> tuple[list[str], list[str]]:
+        has_begun, may_go_on = threading.Event(), threading.Event()
+
+        def slow(connection: sqlite3.Connection) -> list[str]:
+            before = texts(connection)
+            has_begun.set()
+            assert may_go_on.wait(30)
+            return before + texts(connection)
+
+        reading = asyncio.create_task(database.read(slow))
+        await asyncio.to_thread(has_begun.wait, 30)
+        await asyncio.wait_for(database.run(insert("new")), 20)
+        may_go_on.set()
+        return await reading, await database.read(texts)
+
+    assert in_database(tmp_path / "db", FIRST, work=work) == ([], ["NEW"])
 
 
 def test_a_newer_file_is_left_alone(tmp_path: Path) -> None:
