@@ -66,7 +66,7 @@ def test_make_has_the_targets(page: Path) -> None:
 
 
 def codes_of_the_source() -> set[str]:
-    """Every ``code=`` and ``default_code`` of the package, and what a decode process fails with and clients are told."""
+    """Every ``code=`` and ``default_code`` of the package, and those that reach clients by another way."""
     codes = {"upgrade_required", "decoder_crashed", "decode_memory", "decode_timeout", "image_too_large"}
     codes |= {"video_too_long", "method_not_allowed"}
     for path in (ROOT / "tru_vlm").rglob("*.py"):

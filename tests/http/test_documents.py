@@ -1,4 +1,4 @@
-"""Every code block of the documents runs as printed, against a real server, or says why it cannot and is well-formed."""
+"""Every code block of the documents runs as printed, against a real server, or says why not and is well-formed."""
 
 from __future__ import annotations
 
