@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scraping import scrape, scrape_until
+from scraping import grown, scrape, scrape_until
 from support import Server
 from watching import Brake, held, num_generated, settle, wait_until
 
@@ -35,7 +35,7 @@ class Leaving:
                 ("requests_total", {}),
                 ("requests_total", {"outcome": "abort"}),
             ):
-                assert seen.value(name, **labels) - self._before.value(name, **labels) == 1, (name, labels)
+                assert grown(self._before, seen, name, **labels) == 1, (name, labels)
             generated = num_generated(self._server)
         wait_until(lambda: not any(count for name, count in held(self._server).items() if name != "spooled files"))
         assert num_generated(self._server) - generated <= 1, "more than the step that was under way"

@@ -11,7 +11,7 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
-from scraping import Scrape, scrape, scrape_until
+from scraping import check_names, grown, scrape, scrape_until
 from support import Server, start_server
 from watching import Brake, settle
 
@@ -38,10 +38,6 @@ HISTOGRAMS = (
 def _settled(server: Server) -> None:
     """What is left of another file's requests is counted before a test looks."""
     settle(server)
-
-
-def grown(before: Scrape, after: Scrape, name: str, **labels: str) -> float:
-    return after.value(name, **labels) - before.value(name, **labels)
 
 
 def test_a_question_is_counted_once_in_everything_that_it_goes_through(server: Server, clips: dict[str, Path]) -> None:
@@ -145,17 +141,7 @@ def test_paths_ids_and_urls_make_no_series(server: Server) -> None:
 
 def test_what_is_exported_is_what_the_catalogue_says(server: Server, clips: dict[str, Path]) -> None:
     upload(server.base, clips["one"])
-    known = {metric.name: set(metric.labels) for metric in CATALOGUE}
-    found: set[str] = set()
-    for sample in scrape(server.base).samples:
-        if sample.name.startswith(PREFIX):
-            name = next(n for n in (sample.name, sample.name.rpartition("_")[0]) if n in known)
-            assert set(sample.labels) - {"le"} == known[name], name
-            found.add(name)
-    # What has not happened yet has no series.
-    assert set(known) - found <= {
-        f"{PREFIX}{name}" for name in ("request_failures_total", "request_fetch_time_seconds", "rejections_total")
-    }
+    check_names(scrape(server.base))
 
 
 def test_open_metrics_for_who_asks_for_it(server: Server) -> None:
@@ -219,8 +205,9 @@ def test_a_workers_death_is_counted_and_takes_no_counter_back(narrow: Server, cl
     next(name for name, _ in stream if name == "delta")
     os.kill(worker["pid"], signal.SIGKILL)
     # Looked for at once, not when the stream has been read: the next worker needs seconds.
-    dead = scrape_until(narrow.base, lambda now: now.value("worker_state", state="starting") == 1)
+    scrape_until(narrow.base, lambda now: now.value("worker_state", state="starting") == 1)
     assert [name for name, _ in stream if name not in {"delta", "status"}] == ["error"]
+    dead = scrape(narrow.base)
     assert grown(before, dead, "request_failures_total", code="worker_died", model_name="demo") == 1
     assert grown(before, dead, "requests_total", route=UPLOAD, outcome="error") == 1
     assert grown(before, dead, "worker_restarts_total", worker="0") == 1
