@@ -38,8 +38,8 @@ print("** not bold **")
 5 * 3 = 15, and a_b_c stays; the end is near 12"""
 
 _FRAGMENTS = st.sampled_from(
-    ["word ", "\n", "\n\n", "- item\n", "1. one\n", "| a | b |\n", "|---|---|\n", "**", "*", "`", "```\n", "> ", "# "]
-    + ["[a](https://x.example)", "<4.2 seconds>", "0:12", "  ", "---\n", "~~", "_", "\\", "|", "<"]
+    ["word ", "\n", "\n\n", "- item\n", "1. one\n", "| a | b |\n", "|---|---|\n", "**", "*", "`", "```\n", "> "]
+    + ["# ", "[a](https://x.example)", "<4.2 seconds>", "0:12", "  ", "---\n", "~~", "_", "\\", "|", "<"]  # noqa: RUF005
 )
 
 
@@ -108,7 +108,9 @@ def test_what_is_open_is_closed_or_held_back_for_the_moment(text: str, shown: st
 def test_a_long_block_is_not_made_anew_for_every_word() -> None:
     stream = MarkdownStream()
     text = "word " * 3000
-    num_bytes = sum(len(block.html) for start in range(0, len(text), 5) for block in stream.feed(text[start : start + 5]))
+    num_bytes = sum(
+        len(block.html) for start in range(0, len(text), 5) for block in stream.feed(text[start : start + 5])
+    )
     assert num_bytes < 40 * len(text)
 
 

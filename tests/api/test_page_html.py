@@ -88,7 +88,10 @@ def test_what_is_held_back_comes_before_the_end(events: AnswerEvents) -> None:
 def test_a_block_is_patched_in_its_place_until_another_follows(events: AnswerEvents) -> None:
     assert "oob" not in events.render(DeltaEvent("r", "One ")).decode()
     second = events.render(DeltaEvent("r", "two\n\nthree ")).decode()
-    assert re.findall(r'id="text-token-(\d)"( hx-swap-oob="morph")?', second) == [("0", ' hx-swap-oob="morph"'), ("1", "")]
+    assert re.findall(r'id="text-token-(\d)"( hx-swap-oob="morph")?', second) == [
+        ("0", ' hx-swap-oob="morph"'),
+        ("1", ""),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,16 @@ A **red circle** moves _left_; at <1.5 seconds> it `stops`. More is on [its page
 {"colour": "red", "shape": "circle", "moves": ["left", "left", "left", "left", "left", "left"]}
 ```
 """
-_HOSTILE = """<script>document.title = "owned"</script><img src=x onerror="document.title='owned'">
+_HOSTILE = (
+    """<script>document.title = "owned"</script><img src=x onerror="document.title='owned'">
 [a](javascript:document.title='owned') ![b](https://evil.example/c.png) <svg/onload="document.title='owned'">
-<div hx-get="/logout" hx-trigger="load" id="ask" style="position:fixed;inset:0">d</div> [e](data:text/html,<script>1</script>)
+<div hx-get="/logout" hx-trigger="load" id="ask" style="position:fixed;inset:0">d</div>
+[e](data:text/html,<script>1</script>)
 
-""" + "> " * 3000 + "deep"
+"""
+    + "> " * 3000
+    + "deep"
+)
 # Counts the paragraphs, cells and so on that were taken out of the answer again after they had been shown.
 _COUNT_REMOVED = """() => {
   window.removed = 0;
@@ -100,7 +105,10 @@ def test_hostile_markdown_does_nothing(ask_page: AskPage, size: int) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_wide_tables_scroll_in_themselves(open_page: OpenPage, width: int) -> None:
     ask_page = open_page(viewport={"width": width, "height": 780})
-    answer_with(ask_page, MARKDOWN + "\n| " + " | ".join(["a longer heading"] * 12) + " |\n" + "|---" * 12 + "|\n" + "| x" * 12 + "|\n")
+    answer_with(
+        ask_page,
+        MARKDOWN + "\n| " + " | ".join(["a longer heading"] * 12) + " |\n" + "|---" * 12 + "|\n" + "| x" * 12 + "|\n",
+    )
     ask_page.choose_sample("red-circle")
     ask_page.ask()
     ask_page.wait_until_done()

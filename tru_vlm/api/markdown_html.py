@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from html import escape
 from typing import Any
 
@@ -78,7 +78,7 @@ def render_block(text: str, address: str = "") -> str:
 
 
 def split_blocks(text: str) -> list[str]:
-    """The sources of a text's outermost paragraphs, lists, tables and so on, in order; its lines end in ``\\n``."""
+    """The sources of a text's outermost paragraphs, lists, tables and so on, in order; lines end in line feeds."""
     lines = _LINES.findall(text)
     starts = [token.map[0] for token in _BLOCKS.parse(text) if token.level == 0 and token.nesting >= 0 and token.map]
     return ["".join(lines[start:end]) for start, end in itertools.pairwise([*starts, len(lines)])]
@@ -141,7 +141,7 @@ def _render_time(_: RendererHTML, tokens: Sequence[Token], index: int, __: Optio
 
 
 def _render_image(
-    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: Mapping[str, Any]
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
 ) -> str:
     """Its description: nothing is loaded because an answer says so."""
     return escape(renderer.renderInlineAsText(tokens[index].children, options, env))

@@ -13,7 +13,7 @@ from tru_vlm.api.markdown_html import render_block, split_blocks
 from tru_vlm.api.moments import UNFINISHED_TIME
 
 _SHARE = 32
-"""An open block is made anew when it has grown by this part of itself: so a long one costs little more than its length."""
+"""An open block is made anew when it has grown by this part of itself: a long one costs a few times its length."""
 _WINDOW = 700
 _UNDECIDED = re.compile(
     rf"(?:{UNFINISHED_TIME.pattern}"
@@ -90,6 +90,8 @@ def _steady(text: str) -> str:
     """The open block as it can be shown now."""
     if len(_FENCE.findall(text)) % 2:
         return _HALF_FENCE.sub("", text)
+    if _FENCE.match(text[text.rfind("\n") + 1 :]):
+        return text  # it has just been closed
     window = _UNDECIDED.search(text[-_WINDOW:])
     if window:
         text = text[: max(0, len(text) - _WINDOW) + window.start()]

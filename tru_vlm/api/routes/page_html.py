@@ -272,7 +272,7 @@ class AnswerEvents:
         return self._delta(self._text.finish())
 
     def _delta(self, blocks: Sequence[ShownBlock]) -> bytes:
-        """New text: blocks that are there already are patched in their place, the others added; nothing if nothing is."""
+        """New text: blocks that are there already are patched, the others added; nothing if there are none."""
         if not blocks:
             return b""
         first_new, self._num_blocks = self._num_blocks, blocks[-1].number + 1
