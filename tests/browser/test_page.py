@@ -132,7 +132,7 @@ def test_text_file_is_refused_beside_the_file(ask_page: AskPage) -> None:
 
 def test_what_is_missing_is_said_before_anything_is_sent(ask_page: AskPage) -> None:
     posts: list[str] = []
-    ask_page.page.on("request", lambda request: posts.append(request.url) if "/ui/" in request.url else None)
+    ask_page.page.on("request", lambda request: posts.append(request.url) if "/ui/ask" in request.url else None)
     ask_page.page.click("#ask-button")
     expect(ask_page.page.locator("#error-video")).to_contain_text("Choose a video")
     ask_page.choose_sample("red-circle")
