@@ -19,7 +19,6 @@ from tru_vlm.api.webhook_bodies import message_body, webhook_of
 from tru_vlm.database import Database
 from tru_vlm.errors import FetchError, InvalidRequestError
 from tru_vlm.intake.multipart import receive_multipart
-from tru_vlm.intake.web_guard import URL_NOT_ALLOWED
 from tru_vlm.jobs import tables
 from tru_vlm.jobs.bell import Bell, wait_for
 from tru_vlm.jobs.files import JobFiles
@@ -201,7 +200,7 @@ class JobService:
         try:
             await guard.addresses(url, PARAM, timeout_seconds=_RESOLVE_SECONDS)
         except FetchError as error:
-            if error.code == URL_NOT_ALLOWED:
+            if error.code == "url_not_allowed":
                 raise
 
     async def _message_body(self, number: int) -> str | None:

@@ -25,7 +25,6 @@ MAX_ADDRESSES = 4
 WEB_PORTS = (80, 443)
 FIRST_USER_PORT, LAST_PORT = 1024, 65535
 USER_AGENT = b"tru-vlm/2"
-URL_NOT_ALLOWED = "url_not_allowed"
 
 _HOST = re.compile(rb"[a-z0-9_](?:[a-z0-9._-]{0,252})|[0-9a-f:.]{2,45}")
 """Names in ASCII (international ones have become punycode by then) and numeric addresses."""
@@ -199,4 +198,4 @@ def _default_ssl_context() -> ssl.SSLContext:
 
 
 def _not_allowed(reason: str, param: str) -> FetchError:
-    return FetchError(f"The URL {reason}.", param=param, code=URL_NOT_ALLOWED)
+    return FetchError(f"The URL {reason}.", param=param, code="url_not_allowed")
