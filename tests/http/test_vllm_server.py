@@ -99,9 +99,7 @@ def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
     check_names(after)
     told = {
         "requests_total": 2,
-        "batch_size_sum": sum(usage["completion_tokens"] for usage in usages),
         "generation_tokens_total": sum(usage["completion_tokens"] for usage in usages),
-        "inter_token_latency_seconds_count": sum(usage["completion_tokens"] - 1 for usage in usages),
         "prompt_tokens_total": sum(usage["prompt_tokens"] for usage in usages),
         "prefix_cache_queries_total": sum(usage["prompt_tokens"] for usage in usages),
         "prefix_cache_hits_total": sum(usage["cached_tokens"] for usage in usages),
@@ -119,6 +117,9 @@ def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
         )
     }
     assert {name: grown(before, after, name) for name in told} == told
+    # vLLM tells of two steps at once where its front is busy: then there are fewer moments than tokens.
+    assert 2 < grown(before, after, "batch_size_sum") <= told["generation_tokens_total"]
+    assert 0 < grown(before, after, "inter_token_latency_seconds_count") <= told["generation_tokens_total"] - 2
     assert usages[1]["cached_tokens"] > 0
     computed = sum(usage["prompt_tokens"] - usage["cached_tokens"] for usage in usages)
     assert grown(before, after, "prompt_tokens_computed_total") == computed
