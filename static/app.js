@@ -4,6 +4,7 @@
 import { register } from "./actions.js";
 import "./drop.js";
 import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
+import "./estimate.js";
 import "./files.js";
 import { hold, release } from "./held_question.js";
 import { refresh } from "./library.js";

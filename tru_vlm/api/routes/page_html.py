@@ -22,6 +22,7 @@ from tru_vlm.api.routes.page_chats import ShownChat
 from tru_vlm.api.routes.page_library import ShownLibrary
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
+from tru_vlm.plans import PlanAnswer
 from tru_vlm.settings import Settings
 from tru_vlm.types import (
     DeltaEvent,
@@ -213,6 +214,10 @@ class PageRenderer:
     def history(self, chats: Sequence[Chat]) -> str:
         """The list of conversations."""
         return self._render("partials/history.html", chats=chats)
+
+    def estimate(self, plan: PlanAnswer | None, refusal: str) -> str:
+        """What a question would take, or why it would be refused."""
+        return self._render("partials/estimate.html", plan=plan, refusal=refusal)
 
     def login(self, message: str) -> str:
         """The form that takes a key; ``message`` says what was wrong with the last one."""

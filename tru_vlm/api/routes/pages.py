@@ -22,6 +22,7 @@ from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse, RunningRequest
 from tru_vlm.api.routes.page_chats import ShownChat, StartedTurn, show_chat, start_turn
+from tru_vlm.api.routes.page_estimate import add_estimate
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
 from tru_vlm.api.routes.page_library import add_library, show_library
 from tru_vlm.api.security.headers import PAGE_POLICY
@@ -108,6 +109,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
     library = service.library.store
     unclaimed = UnclaimedAnswers()
     _add_history(router, chats, renderer)
+    add_estimate(router, service, renderer, _HEADERS)
     add_library(router, library, renderer, _HEADERS)
 
     @router.head("/", include_in_schema=False)
