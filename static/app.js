@@ -1,6 +1,9 @@
 // The conversation: sends the form, follows the answers' event streams, and carries out the page's buttons.
 // htmx does the requests and swaps (see templates/); this file only joins them together.
 
+import { register } from "./actions.js";
+import "./drop.js";
+import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
 import { chooseFile, chooseKept, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
 
 const form = document.getElementById("ask");
@@ -16,39 +19,13 @@ let hadFocusOnStop = false; // so that the keyboard's place is not lost when the
 const template = (id) => document.getElementById(id).content.cloneNode(true);
 const runningCard = () => answers.querySelector('[data-state="running"]');
 const isBusy = () => pending.hasChildNodes() || Boolean(runningCard());
-const slotOf = (name) => document.getElementById(`error-${name}`) ?? document.getElementById("form-error");
-const fieldOf = (name) => form.elements.namedItem(name);
 
 function showBusy() {
   document.getElementById("ask-button").setAttribute("aria-disabled", String(isBusy()));
   document.body.classList.toggle("has-answers", pending.hasChildNodes() || answers.hasChildNodes());
 }
 
-// Errors beside the fields
-
-function showError(name, message) {
-  const slot = slotOf(name);
-  slot.textContent = message;
-  markField(slot.dataset.field);
-}
-
-function markField(name) {
-  const field = name && fieldOf(name);
-  if (!field) return;
-  field.setAttribute("aria-invalid", "true");
-  field.closest("details")?.setAttribute("open", "");
-  if (name === "video_url") showLinkField();
-  field.focus({ preventScroll: true });
-  slotOf(name).scrollIntoView({ block: "nearest" });
-}
-
-function clearErrors(names) {
-  for (const name of names) {
-    slotOf(name).textContent = "";
-    fieldOf(name)?.removeAttribute("aria-invalid");
-  }
-  slotOf("").textContent = "";
-}
+// What is sent
 
 /** The first thing that is missing or wrong, as [field, message]; said before anything is uploaded. */
 function findFault() {
@@ -206,7 +183,7 @@ function stop() {
 
 const cardOf = (element) => element.closest(".answer");
 
-const actions = {
+register({
   stop,
   remove: clear,
   suggest(button) {
@@ -242,7 +219,7 @@ const actions = {
     row.remove();
   },
   async copy(button) {
-    await copyText(cardOf(button).querySelector(".answer-text").textContent);
+    await copyText(cardOf(button).querySelector(".answer-text").innerText);
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1600);
   },
@@ -252,7 +229,7 @@ const actions = {
     prompt.value = card.querySelector(".question").textContent;
     form.requestSubmit();
   },
-};
+});
 
 async function change(row, method, body) {
   const response = await fetch(`v1/chats/${row.dataset.chat}`, {
@@ -273,39 +250,13 @@ async function copyText(text) {
   area.remove();
 }
 
-document.addEventListener("click", (event) => {
-  const element = event.target.closest("[data-action]");
-  if (element) actions[element.dataset.action](element, event);
-});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.contains(event.target)) form.requestSubmit();
   if (event.key === "Escape" && !document.fullscreenElement) stop();
 });
 
-// A file dropped, or pasted, anywhere on the page
-
-let dragDepth = 0;
-const isFileDrag = (event) => event.dataTransfer?.types.includes("Files");
-const veil = (on) => document.body.classList.toggle("dragging", on);
-
-document.addEventListener("dragenter", (event) => {
-  if (isFileDrag(event)) veil((dragDepth += 1) > 0);
-});
-document.addEventListener("dragleave", (event) => {
-  if (isFileDrag(event)) veil((dragDepth = Math.max(0, dragDepth - 1)) > 0);
-});
-document.addEventListener("dragover", (event) => isFileDrag(event) && event.preventDefault());
-document.addEventListener("drop", (event) => {
-  if (!isFileDrag(event)) return;
-  event.preventDefault();
-  veil(Boolean((dragDepth = 0)));
-  if (event.dataTransfer.files.length) chooseFile(event.dataTransfer.files[0]);
-});
-document.addEventListener("paste", (event) => {
-  if (event.clipboardData?.files.length) chooseFile(event.clipboardData.files[0]);
-});
-
 if (navigator.platform.startsWith("Mac")) document.querySelector(".keys kbd").textContent = "⌘";
+
 // A stored conversation that the page came with
 
 if (answers.dataset.chat) {

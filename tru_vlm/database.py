@@ -62,7 +62,7 @@ class Database:
         A caller that is cancelled does not stop a transaction that has begun: it is committed all the same.
 
         Raises:
-            UnavailableError: if the disk is full, or another process keeps the file locked.
+            UnavailableError: if the disk is full, read-only or broken, or another process keeps the file locked.
         """
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._transaction, "IMMEDIATE", work)
 
@@ -111,6 +111,7 @@ class Database:
     def _migrate(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(0o600)  # its companions take its mode
             connection = self._connection()
             connection.execute("PRAGMA journal_mode = WAL")
             # Two processes that start at once: the second waits here, and finds the work done.
@@ -145,6 +146,7 @@ class Database:
 
 _TEMPORARY = {
     sqlite3.SQLITE_FULL: "its disk is full",
+    sqlite3.SQLITE_READONLY: "its disk is read-only",
     sqlite3.SQLITE_IOERR: "its disk reports an error",
     sqlite3.SQLITE_BUSY: "another process holds the database",
 }

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from manifests import OVERLAYS, STOPPING_SECONDS, container, objects, of_kind, pod_template, rendered, tool, variables
 from manifests import setting_names as known_settings
+from support import ROOT
 
 from tru_vlm.settings import Settings, load_settings
 
-FOREIGN_KINDS = {"ScaledObject": "keda.sh/v1alpha1", "ServiceMonitor": "monitoring.coreos.com/v1"}
+FOREIGN_KINDS = {
+    "ScaledObject": "keda.sh/v1alpha1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+}
 POD_LABELS_OF = {
     "Service": lambda spec: spec["selector"],
     "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
@@ -138,3 +146,19 @@ def test_prometheus_finds_the_port() -> None:
     assert of_kind("prod", "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= (
         service["metadata"]["labels"].items()
     )
+
+
+@pytest.mark.parametrize("overlay", ["staging", "prod"])
+def test_the_operator_gets_the_alert_rules_of_prometheus(overlay: str) -> None:
+    rules = of_kind(overlay, "PrometheusRule")
+    assert rules["spec"] == yaml.safe_load((ROOT / "deploy" / "monitoring" / "alerts.yml").read_text())
+    # Their `job` is what the operator makes it: the name of the Service behind the ServiceMonitor.
+    assert 'up{job="tru-vlm"}' in str(rules["spec"])
+    assert of_kind(overlay, "Service")["metadata"]["name"] == "tru-vlm"
+    assert "jobLabel" not in of_kind(overlay, "ServiceMonitor")["spec"]
+
+
+def test_the_rules_object_is_generated_from_the_rules() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/prometheus_rule.py"], capture_output=True, check=True)
+    committed = ROOT / "deploy/kubernetes/components/monitoring/prometheus_rule.yaml"
+    assert committed.read_bytes() == done.stdout

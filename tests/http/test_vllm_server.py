@@ -10,11 +10,15 @@ from threading import Thread
 import psutil
 import pytest
 import requests
-from client import TIMEOUT, error_of, events, upload, upload_stream
+from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
+from scraping import check_names, grown, scrape, scrape_until
+from socket_client import open_socket
 from support import STOP_SECONDS, Server, require_vllm, start_server
+from watching import Brake, settle
 
 VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
 GONE_SECONDS = 40
+ONE = "A red circle moves left."
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_it_answers_correctly_and_a_second_question_finds_what_the_first_compute
     vllm_server: Server, clips: dict[str, Path]
 ) -> None:
     first = upload(vllm_server.base, clips["one"]).json()
-    assert first["text"] == "A red circle moves left."
+    assert first["text"] == ONE
     assert first["finish_reason"] == "stop"
     assert first["usage"]["video_tokens"] > 0
     assert upload(vllm_server.base, clips["two"]).json()["text"].startswith("A red circle moves left. Then, at <")
@@ -68,6 +72,74 @@ def test_it_answers_correctly_and_a_second_question_finds_what_the_first_compute
     assert second["usage"]["cached_tokens"] > 0
     (worker,) = health(vllm_server)["workers"]
     assert worker["stats"]["mm_cache_hits"] > 0
+
+
+def test_a_kept_video_is_answered_by_socket_and_responses(vllm_server: Server, clips: dict[str, Path]) -> None:
+    with clips["one"].open("rb") as file:
+        kept = requests.post(vllm_server.base + "/v1/videos", files={"video": file}, timeout=TIMEOUT).json()["id"]
+    with open_socket(vllm_server) as socket:
+        socket.say({"video_id": kept, "prompt": QUESTION, "generation_params": {"temperature": 0.0}})
+        assert socket.answer()["text"] == ONE
+    content = [{"type": "input_video", "video_id": kept}, {"type": "input_text", "text": QUESTION}]
+    body = {"input": [{"role": "user", "content": content}], "temperature": 0.0}
+    response = requests.post(vllm_server.base + "/v1/responses", json=body, timeout=TIMEOUT)
+    assert response.json()["output"][0]["content"][0]["text"] == ONE
+
+
+def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
+    vllm_server: Server, clips: dict[str, Path]
+) -> None:
+    """As the other engine's server: the same names (tests/http/test_metrics.py), and values that mean the same."""
+    settle(vllm_server)
+    before, brake = scrape(vllm_server.base), Brake(vllm_server)
+    usages = [
+        upload(vllm_server.base, clips["two"], prompt=f"What happens? {number}").json()["usage"] for number in (1, 2)
+    ]
+    after = scrape(vllm_server.base)
+    check_names(after)
+    told = {
+        "requests_total": 2,
+        "batch_size_sum": sum(usage["completion_tokens"] for usage in usages),
+        "generation_tokens_total": sum(usage["completion_tokens"] for usage in usages),
+        "inter_token_latency_seconds_count": sum(usage["completion_tokens"] - 1 for usage in usages),
+        "prompt_tokens_total": sum(usage["prompt_tokens"] for usage in usages),
+        "prefix_cache_queries_total": sum(usage["prompt_tokens"] for usage in usages),
+        "prefix_cache_hits_total": sum(usage["cached_tokens"] for usage in usages),
+        "request_visual_tokens_sum": sum(usage["video_tokens"] for usage in usages),
+    }
+    told |= {
+        f"{name}_count": 2
+        for name in (
+            "time_to_first_token_seconds",
+            "e2e_request_latency_seconds",
+            "request_queue_time_seconds",
+            "request_preprocess_time_seconds",
+            "request_prefill_time_seconds",
+            "request_decode_time_seconds",
+        )
+    }
+    assert {name: grown(before, after, name) for name in told} == told
+    assert usages[1]["cached_tokens"] > 0
+    computed = sum(usage["prompt_tokens"] - usage["cached_tokens"] for usage in usages)
+    assert grown(before, after, "prompt_tokens_computed_total") == computed
+    assert grown(before, after, "engine_steps_total") >= max(usage["completion_tokens"] for usage in usages)
+    assert grown(before, after, "mm_cache_queries_total") > grown(before, after, "mm_cache_hits_total") > 0
+    assert after.value("model_info", backend="vllm") == 1
+    assert after.value("kv_cache_tokens") == 16384
+    assert after.value("device_memory_bytes") > 100 << 20
+    assert after.value("cache_bytes", tier="prefix") > 0
+
+    response = upload_stream(vllm_server.base, clips["one"], max_tokens=2000, ignore_eos="true")
+    stream = events(response)
+    assert any(name == "delta" for name, _ in stream)
+    with brake:
+        during = scrape(vllm_server.base)
+        assert during.value("num_requests_running", worker="0") == 1
+        assert 0 < during.value("kv_cache_usage_perc") < 0.5
+        response.close()
+    idle = scrape_until(vllm_server.base, lambda now: now.value("num_requests_running") == 0)
+    assert idle.value("kv_cache_usage_perc") == 0
+    assert grown(after, idle, "request_aborts_total", stage="generating") == 1
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from library_shelf import DAY, PROBE, digest, open_shelf
 
-from tru_vlm.errors import InsufficientStorageError, NotFoundError
+from tru_vlm.errors import InsufficientStorageError, NotFoundError, UnavailableError
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,5 +208,41 @@ def test_a_killed_process_leaves_what_it_confirmed_and_nothing_else(tmp_path: Pa
             assert kept <= rows
             assert len(rows - kept) <= 2  # of the one round that was under way
             assert not rows & {digest(b"gone %d" % number) for number in range(confirmed)}
+
+    asyncio.run(scenario())
+
+
+def test_a_use_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with open_shelf(tmp_path) as shelf:
+
+            async def use() -> None:
+                shelf.now[0] += DAY / 4
+                _, file = await shelf.store.borrow(it, "public")
+                assert file.path.read_bytes() == b"one"
+                await shelf.spool.remove(file)
+                told.append(len(caplog.records))
+
+            async def set_read_only(switch: str) -> None:
+                connection = shelf.database._connection
+                run = asyncio.get_running_loop().run_in_executor
+                await run(
+                    shelf.database._writer, lambda: connection().execute(f"PRAGMA query_only = {switch}") and None
+                )
+
+            told: list[int] = []
+            it = await shelf.put(b"one")
+            await use()
+            await set_read_only("ON")
+            await use()
+            await use()
+            with pytest.raises(UnavailableError, match="its disk is read-only"):
+                await shelf.put(b"two")
+            await set_read_only("OFF")
+            await use()
+            assert (await shelf.store.get(it, "public")).used_at == shelf.now[0]
+            await set_read_only("ON")
+            await use()
+            assert told == [0, 1, 1, 1, 2]
 
     asyncio.run(scenario())

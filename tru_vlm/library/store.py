@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from tru_vlm.database import Database
-from tru_vlm.errors import InsufficientStorageError, NotFoundError
+from tru_vlm.errors import InsufficientStorageError, NotFoundError, UnavailableError
 from tru_vlm.intake.spool import Spool, SpooledFile, display_name, link_or_copy
 from tru_vlm.library import catalog
 from tru_vlm.library.catalog import Content, Video
@@ -74,6 +74,7 @@ class VideoLibrary:
         self._max_bytes = max_bytes
         self._ttl_seconds = ttl_seconds
         self._clock = clock
+        self._is_use_lost = False  # told once, until it can be written again
 
     async def start(self) -> None:
         """Make files and rows agree, whatever happened to the process before.
@@ -147,8 +148,7 @@ class VideoLibrary:
         """
         video = await self.get(video_id, owner, param=param)
         if self._ttl_seconds and self._clock() > video.used_at + min(_TOUCH_SECONDS, self._ttl_seconds / 10):
-            touch = partial(catalog.touch_video, owner=owner, sha256=video.content.sha256, now=self._clock())
-            await self._database.run(touch)
+            await self._note_use(video)
         content = video.content
         try:
             file = await self._spool.borrow(
@@ -229,6 +229,18 @@ class VideoLibrary:
                 "Delete videos, or wait until some expire.",
                 param=param,
             )
+
+    async def _note_use(self, video: Video) -> None:
+        """Write down that a video is used now.  Where that cannot be written, on a full disk, using it goes on."""
+        touch = partial(catalog.touch_video, owner=video.owner, sha256=video.content.sha256, now=self._clock())
+        try:
+            await self._database.run(touch)
+        except UnavailableError as error:
+            if not self._is_use_lost:
+                logger.warning("a kept video's last use cannot be written down, so that it expires sooner: %s", error)
+            self._is_use_lost = True
+        else:
+            self._is_use_lost = False
 
     async def _delete(self, remove: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
         """Remove entries, and then the files that nobody has any more; returns the entries' contents."""
