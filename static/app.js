@@ -4,7 +4,7 @@
 import { register } from "./actions.js";
 import "./drop.js";
 import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
-import { chooseFile, chooseKept, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
+import { chooseFile, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
 
 const form = document.getElementById("ask");
 const prompt = document.getElementById("prompt");
@@ -50,8 +50,9 @@ form.addEventListener("htmx:configRequest", (event) => {
   }
   const data = event.detail.parameters;
   const { chat, videoId } = currentMedia();
-  if (chat) { // the next turn: the server has the video
-    Object.assign(data, { chat, video_id: videoId });
+  if (chat) data.chat = chat; // the next turn
+  if (videoId) { // the server has the video
+    data.video_id = videoId;
     delete data.video;
     delete data.video_url;
   }
@@ -146,13 +147,13 @@ htmx.createEventSource = (url) => {
 document.addEventListener("htmx:sseBeforeMessage", () => {
   hadFocusOnStop = document.activeElement?.id === "stop";
 });
-document.addEventListener("htmx:sseClose", ({ target }) => {
+answers.addEventListener("htmx:sseClose", ({ target }) => {
   const failure = target.querySelector(".failure");
   if (failure?.dataset.field) fieldOf(failure.dataset.field)?.setAttribute("aria-invalid", "true");
   if (failure?.dataset.field === "video_url") showLinkField();
   finish(target, failure ? "failed" : "done");
 });
-document.addEventListener("htmx:sseError", ({ target }) => {
+answers.addEventListener("htmx:sseError", ({ target }) => {
   if (target.dataset.state === "running") end(target, "failed", template("lost-end"));
 });
 
@@ -197,6 +198,7 @@ register({
     if (!prompt.value.trim()) prompt.value = prompt.placeholder;
   },
   seek(element, event) {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the link, in a window of its own
     event.preventDefault();
     const card = cardOf(element);
     const token = card?.dataset.token ?? element.closest(".strip").dataset.token;
@@ -257,11 +259,4 @@ document.addEventListener("keydown", (event) => {
 
 if (navigator.platform.startsWith("Mac")) document.querySelector(".keys kbd").textContent = "⌘";
 
-// A stored conversation that the page came with
-
-if (answers.dataset.chat) {
-  const { kind, name, url, chat, videoId } = answers.dataset;
-  chooseKept({ kind, name, url, chat, videoId });
-  for (const card of answers.children) card.dataset.media = currentMedia().id;
-}
 showBusy();
