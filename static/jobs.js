@@ -5,7 +5,6 @@ import { chooseKept, currentMedia } from "./player.js";
 const form = document.getElementById("job");
 const slot = document.getElementById("job-slot");
 const error = document.getElementById("error-job");
-const panel = document.getElementById("jobs");
 
 form.addEventListener("htmx:configRequest", (event) => {
   const data = event.detail.parameters;
@@ -40,12 +39,5 @@ document.addEventListener("htmx:afterSwap", ({ target }) => {
   if (target === slot) card.scrollIntoView({ block: "nearest" });
   document.dispatchEvent(new CustomEvent("job:open", { detail: card.dataset.job }));
 });
-panel.addEventListener("htmx:beforeRequest", (event) => {
-  if (event.target === panel && !panel.open) event.preventDefault(); // it was closed
-});
-panel.addEventListener("toggle", () => {
-  if (!panel.open) htmx.swap(panel.querySelector("nav"), "", { swapStyle: "innerHTML" }); // ends its stream
-});
-
 const opened = slot.querySelector(".job");
 if (opened) bind(opened);

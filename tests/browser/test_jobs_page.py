@@ -9,7 +9,7 @@ from ask_page import ANSWER_MS, AskPage, OpenPage, clip_bytes
 from playwright.sync_api import Locator, expect
 from support import Server
 from test_accessibility import check
-from watching import HeldWorkers
+from watching import Brake
 
 
 def _card(ask_page: AskPage) -> Locator:
@@ -62,7 +62,7 @@ def test_a_job_is_cancelled_and_resumed_from_a_page_that_came_later(open_page: O
     ask_page.choose_sample("red-circle")
     ask_page.page.click("#background summary")
     ask_page.page.get_by_label("Ask several questions about it").check()
-    with HeldWorkers(server):
+    with Brake(server):
         _start(ask_page, questions="What colour is the object?\n\nWhat happens in this video?\n")
         _state(ask_page, "0 of 2 answered")
         expect(_card(ask_page).locator(".job-questions > li")).to_have_count(2)

@@ -22,6 +22,7 @@ from tru_vlm.api.openapi_jobs import JobAnswer
 from tru_vlm.api.routes.page_chats import ShownChat, ShownVideo
 from tru_vlm.api.routes.page_events import sse_event
 from tru_vlm.api.routes.page_jobs import ShownJob
+from tru_vlm.api.routes.page_status import ShownModel
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
@@ -239,6 +240,10 @@ class PageRenderer:
     def job_list(self, rows: str) -> str:
         """The list of jobs, which listens to what becomes of them."""
         return self._render("partials/job_list.html", rows=Markup(rows))  # noqa: S704 - it is a template's
+
+    def status(self, models: Sequence[ShownModel], max_queued: int) -> str:
+        """How the server is."""
+        return self._render("partials/server_status.html", models=models, max_queued=max_queued)
 
     def login(self, message: str) -> str:
         """The form that takes a key; ``message`` says what was wrong with the last one."""

@@ -33,6 +33,7 @@ from tru_vlm.api.routes.page_chats import (
 from tru_vlm.api.routes.page_events import sse_event
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context
 from tru_vlm.api.routes.page_jobs import JobPages, ShownJob, add_job_routes, show_job
+from tru_vlm.api.routes.page_status import add_status_route
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
@@ -114,6 +115,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
     chats, jobs = context.chats, context.jobs
     unclaimed = UnclaimedAnswers()
     _add_history(router, chats, service.library, renderer)
+    add_status_route(router, service, renderer)
     add_job_routes(router, JobPages(service, jobs, renderer))
 
     @router.head("/", include_in_schema=False)
