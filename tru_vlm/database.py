@@ -111,6 +111,7 @@ class Database:
     def _migrate(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(0o600)  # its companions take its mode
             connection = self._connection()
             connection.execute("PRAGMA journal_mode = WAL")
             # Two processes that start at once: the second waits here, and finds the work done.
