@@ -102,7 +102,9 @@ class JobPages:
     async def rows(self, owner: str) -> str:
         """The rows of the list."""
         found = await self.jobs.store.page(owner, limit=_NUM_LISTED)
-        return self.renderer.job_rows([ShownJob(self.jobs.answer(job), title_of(job)) for job in found])
+        return self.renderer.job_rows(
+            [ShownJob(answer, title_of(job)) for job, answer in zip(found, await self.jobs.answers(found), strict=True)]
+        )
 
     async def list_events(self, owner: str) -> AsyncIterator[bytes]:
         """The rows, whenever they have changed."""
