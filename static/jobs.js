@@ -6,21 +6,26 @@ const form = document.getElementById("job");
 const slot = document.getElementById("job-slot");
 const error = document.getElementById("error-job");
 
+form.addEventListener("htmx:confirm", (event) => {
+  const upload = currentMedia()?.upload;
+  if (!upload || upload.isFinal) return;
+  event.preventDefault();
+  error.textContent = "It starts as soon as the video has arrived.";
+  upload.ended.then(() => event.detail.issueRequest(true));
+});
 form.addEventListener("htmx:configRequest", (event) => {
   const data = event.detail.parameters;
   const media = currentMedia();
   const isBatch = data.kind === "batch";
   error.textContent = "";
   if (!media) error.textContent = "Choose a video first, or paste a link to one.";
-  else if (media.upload && !media.videoId) error.textContent = "The video is still being uploaded; start when it has arrived.";
   else if (!isBatch && !data.prompt?.trim()) error.textContent = "Type the question that is to be answered in the end, above.";
   if (error.textContent) return event.preventDefault();
   if (media.videoId) {
     data.video_id = media.videoId;
-    delete data.video;
     delete data.video_url;
   }
-  for (const [name, value] of Object.entries(data)) if (value === "" || (value instanceof File && !value.name)) delete data[name];
+  for (const [name, value] of Object.entries(data)) if (value === "") delete data[name];
 });
 
 /** Put the card's video on the stage, unless it is the one that is there. */

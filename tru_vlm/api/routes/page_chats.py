@@ -11,10 +11,10 @@ from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.chats_bodies import TurnBody
 from tru_vlm.api.library_service import LibraryService
 from tru_vlm.api.recorded_stream import RecordedStream
+from tru_vlm.api.routes.page_library import ShownVideo, show_video
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.chats.records import Chat, Turn
 from tru_vlm.errors import NotFoundError
-from tru_vlm.library.catalog import Video
 from tru_vlm.principal import Principal
 from tru_vlm.types import VideoInfo, VideoParams
 
@@ -28,16 +28,6 @@ class StartedTurn:
     chat: Chat
     stream: RecordedStream
     is_first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ShownVideo:
-    """The clip of a chat; ``kind`` is the page's word, ``url`` relative to the page."""
-
-    id: str
-    kind: str
-    name: str
-    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +84,16 @@ async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
     """
     chat, turns = await chats.store.with_turns(owner, chat_id)
     video = (await chats.videos(chat))[0]
-    return ShownChat(chat.id, _shown(video) if video else None, turns[::-1])
+    return ShownChat(chat.id, show_video(video) if video else None, turns[::-1])
 
 
-async def show_video(library: LibraryService, owner: str, video_id: str) -> ShownVideo:
+async def find_video(library: LibraryService, owner: str, video_id: str) -> ShownVideo:
     """A kept video.
 
     Raises:
         NotFoundError: there is none (any more).
     """
-    return _shown(await library.store.get(video_id, owner))
+    return show_video(await library.store.get(video_id, owner))
 
 
 async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_id: str, index: int) -> VideoInfo:
@@ -121,12 +111,6 @@ async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_
     async with library.frames(chat.video_ids[0], VideoParams(**body.model_dump()), owner=owner) as lease:
         url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
         return dataclasses.replace(lease.info, notes=tuple(found["video"].get("notes", ())), frames_url=url)
-
-
-def _shown(video: Video) -> ShownVideo:
-    content = video.content
-    kind = "picture" if content.kind == "image" else "video"
-    return ShownVideo(content.sha256, kind, video.filename or "video", f"v1/videos/{content.sha256}/content")
 
 
 async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:

@@ -19,9 +19,10 @@ from tru_vlm import __version__
 from tru_vlm.api.markdown_html import clock, render_markdown, time_link
 from tru_vlm.api.markdown_stream import MarkdownStream, ShownBlock
 from tru_vlm.api.openapi_jobs import JobAnswer
-from tru_vlm.api.routes.page_chats import ShownChat, ShownVideo
+from tru_vlm.api.routes.page_chats import ShownChat
 from tru_vlm.api.routes.page_events import sse_event
 from tru_vlm.api.routes.page_jobs import ShownJob
+from tru_vlm.api.routes.page_library import ShownLibrary, ShownVideo
 from tru_vlm.api.routes.page_status import ShownModel
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
@@ -210,12 +211,18 @@ class PageRenderer:
     def page(
         self,
         context: PageContext,
+        library: ShownLibrary,
         chat: ShownChat | None = None,
         video: ShownVideo | None = None,
         shown: ShownJob | None = None,
     ) -> str:
         """The whole page, perhaps with a stored conversation, a kept video or a job on it."""
-        return self._render("page.html", page=context, chat=chat, video=chat.video if chat else video, shown=shown)
+        video = chat.video if chat else video
+        return self._render("page.html", page=context, library=library, chat=chat, video=video, shown=shown)
+
+    def library(self, library: ShownLibrary) -> str:
+        """Rows of kept videos."""
+        return self._render("partials/library.html", library=library)
 
     def history(self, chats: Sequence[Chat], *, next_cursor: str | None, is_first: bool) -> str:
         """A page of the list of conversations; the first one brings the list."""

@@ -22,8 +22,9 @@ from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
 from tru_vlm.api.job_service import JobService
 from tru_vlm.api.openapi_jobs import JobAnswer, JobIdPath
 from tru_vlm.api.request_body import owner_of
-from tru_vlm.api.routes.page_chats import ShownVideo, keep_video, show_video
+from tru_vlm.api.routes.page_chats import find_video, keep_video
 from tru_vlm.api.routes.page_events import sse_event
+from tru_vlm.api.routes.page_library import ShownVideo
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, ParsedForm
@@ -69,7 +70,7 @@ async def show_job(service: InferenceService, jobs: JobService, job: Job) -> Sho
     video_id = job.body.get("request", {}).get("video_id") or next((question.video_id for question in questions), None)
     video: ShownVideo | None = None
     with contextlib.suppress(NotFoundError):
-        video = await show_video(service.library, job.owner, video_id) if video_id else None
+        video = await find_video(service.library, job.owner, video_id) if video_id else None
     is_batch = job.kind == "batch"
     return ShownJob(await jobs.whole_answer(job), title_of(job), video, questions if is_batch else [])
 

@@ -23,16 +23,16 @@ from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse,
 from tru_vlm.api.library_service import LibraryService
 from tru_vlm.api.routes.page_chats import (
     ShownChat,
-    ShownVideo,
     StartedTurn,
+    find_video,
     show_chat,
-    show_video,
     start_turn,
     stored_frames,
 )
 from tru_vlm.api.routes.page_events import sse_event
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context
 from tru_vlm.api.routes.page_jobs import JobPages, ShownJob, add_job_routes, show_job
+from tru_vlm.api.routes.page_library import ShownVideo, add_library, show_library
 from tru_vlm.api.routes.page_status import add_status_route
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
@@ -113,10 +113,12 @@ def build_pages_router(context: AppContext) -> APIRouter:
         has_keys=bool(context.keyring),
     )
     chats, jobs = context.chats, context.jobs
+    library = service.library.store
     unclaimed = UnclaimedAnswers()
     _add_history(router, chats, service.library, renderer)
     add_status_route(router, service, renderer)
     add_job_routes(router, JobPages(service, jobs, renderer))
+    add_library(router, library, renderer, PAGE_HEADERS)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", response_class=HTMLResponse)
@@ -130,11 +132,10 @@ def build_pages_router(context: AppContext) -> APIRouter:
         followed: ShownJob | None = None
         with contextlib.suppress(NotFoundError):
             opened = await show_chat(chats, owner, chat) if chat else None
-            kept = await show_video(service.library, owner, video) if video else None
+            kept = await find_video(service.library, owner, video) if video else None
             followed = await show_job(service, jobs, await jobs.store.get(job, owner)) if job else None
-        return HTMLResponse(
-            renderer.page(shown, opened, kept, followed), headers={**PAGE_HEADERS, "Cache-Control": "no-cache"}
-        )
+        html = renderer.page(shown, await show_library(library, owner), opened, kept, followed)
+        return HTMLResponse(html, headers={**PAGE_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
