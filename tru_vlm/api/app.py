@@ -146,7 +146,7 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        chats, jobs = Chats(settings, service.library), JobService(service)
+        chats, jobs = Chats(settings, service.library), JobService(service, counted)
         return AppContext(settings, service, chats, jobs, keyring, counted, Tracing(trace_target(settings)))
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
@@ -178,7 +178,7 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(job_results.build_router(context.jobs))
     app.include_router(jobs.build_router(context.service, context.jobs))
     app.include_router(health.build_router(context.service, context.jobs))
-    app.include_router(metrics.build_router(context.metrics))
+    app.include_router(metrics.build_router(context.metrics, context.jobs))
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     bodies = (openapi_chat, openapi_chats, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
     install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

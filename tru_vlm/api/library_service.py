@@ -88,7 +88,8 @@ class LibraryService:
         spool: where files lie while they arrive.
         source: gets files from addresses.
         videos: probes and samples.
-        bounds: what a sampling may be.
+        bounds_of: what a sampling of a video may be, by the model that is asked for and the video's id; raises where
+            there is no such model.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class LibraryService:
         spool: Spool,
         source: VideoSource,
         videos: VideoService,
-        bounds: SamplingBounds,
+        bounds_of: Callable[[str | None, str], SamplingBounds],
     ) -> None:
         self.store = stores.videos
         self.uploads = stores.uploads
@@ -108,7 +109,7 @@ class LibraryService:
         self._spool = spool
         self._source = source
         self._videos = videos
-        self._bounds = bounds
+        self._bounds_of = bounds_of
         self._places = Places(settings.max_queued_requests)
         self._expiry: asyncio.Task[None] | None = None
 
@@ -202,18 +203,20 @@ class LibraryService:
         return await self.uploads.finish(upload.id, upload.owner, keep)
 
     @contextlib.asynccontextmanager
-    async def frames(self, video_id: str, params: VideoParams, *, owner: str) -> AsyncIterator[FramesLease]:
-        """The frames that a question with these options would see.
+    async def frames(
+        self, video_id: str, params: VideoParams, *, owner: str, model: str | None = None
+    ) -> AsyncIterator[FramesLease]:
+        """The frames that a question with these options to a model, by default the server's, would see.
 
         Raises:
-            NotFoundError: no such video is kept.
+            NotFoundError: no such video is kept, or there is no such model.
             InvalidRequestError: the options contradict each other, the file or the ceilings.
             OverloadedError: too many want some.
         """
         with self._place():
             try:
                 async with asyncio.timeout(self._settings.request_timeout_seconds):
-                    lease = await self._sample(video_id, params, owner)
+                    lease = await self._sample(video_id, params, self._bounds_of(model, video_id), owner)
             except TimeoutError:
                 raise timed_out(self._settings.request_timeout_seconds) from None
             except InvalidRequestError as error:
@@ -247,12 +250,12 @@ class LibraryService:
         assert jpeg is not None  # noqa: S101 - there is always a first frame
         return jpeg
 
-    async def _sample(self, video_id: str, params: VideoParams, owner: str) -> FramesLease:
+    async def _sample(self, video_id: str, params: VideoParams, bounds: SamplingBounds, owner: str) -> FramesLease:
         _, file = await self.store.borrow(video_id, owner)
         try:
             salt = cache_salt_of(owner)
             probe = await self._videos.inspect(file, "video_id", salt)
-            return await self._videos.frames(file, probe, params, self._bounds, param="video_id", cache_salt=salt)
+            return await self._videos.frames(file, probe, params, bounds, param="video_id", cache_salt=salt)
         finally:
             await self._spool.remove(file)
 
