@@ -721,6 +721,8 @@ export interface paths {
          * Ready
          * @description Whether to send requests here: 503 until every model has come up, and while no worker can answer.
          *
+         *     A model has come up when a worker has loaded it and has answered a first question of its own.
+         *
          *     Needs no key.  A server that drains takes no connections any more, so that this fails too.
          */
         get: operations["ready_v1_health_ready_get"];
@@ -5358,6 +5360,8 @@ export interface operations {
                 limit?: number;
                 /** @description A page's `next_cursor`, for the page after it. */
                 cursor?: string | null;
+                /** @description Only videos with this in their name. */
+                query?: string | null;
             };
             header?: never;
             path?: never;
@@ -8600,7 +8604,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8608,7 +8612,8 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "status": "unavailable"
+                     *       "status": "loading",
+                     *       "weights_loaded": 0.42
                      *     }
                      */
                     "application/json": unknown;
@@ -8682,7 +8687,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8690,7 +8695,8 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "status": "unavailable"
+                     *       "status": "loading",
+                     *       "weights_loaded": 0.42
                      *     }
                      */
                     "application/json": unknown;
