@@ -138,6 +138,14 @@ class Settings(BaseSettings):
         256 * MEBIBYTE, description="Device memory for vision features by content, in bytes; 0 keeps none."
     )
 
+    check_memory: bool = Field(
+        True,
+        description=(
+            "Refuse to start a model whose weights and KV cache need more than the memory that is free, as estimated "
+            "from its files; false starts all the same."
+        ),
+    )
+
     # Limits
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = Field(
         64, description="Requests that may wait; one more is refused with 429."
