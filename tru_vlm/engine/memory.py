@@ -67,13 +67,13 @@ def memory_need(resolved_path: str, config: Mapping[str, Any], settings: Setting
 
 
 def need_of(settings: Settings, *, is_cuda: bool) -> MemoryNeed | None:
-    """What a model needs; None where its files are not on this machine yet, or another engine counts for itself."""
+    """What a model needs; None where its files are not on this machine (yet), or another engine counts for itself."""
     if settings.model_backend != "hf":
         return None
     try:
         resolved = resolve_model_path(settings.model_path)
         return memory_need(resolved, read_config(settings.model_path), settings, is_cuda=is_cuda)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return None
 
 
