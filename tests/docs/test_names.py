@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from doc_blocks import blocks, documents
 from support import ROOT
 
+from tru_vlm.served_models import served_models
 from tru_vlm.settings import Settings
 
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -63,6 +65,25 @@ def test_make_has_the_targets(page: Path) -> None:
     texts = [*words(page), *(block.code for block in blocks(page) if block.language == "sh")]
     wanted = {name for text in texts for name in re.findall(r"^(?:[A-Z_]+=\S+ )*make ([a-z-]+)", text, re.MULTILINE)}
     assert wanted <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_exist(page: Path) -> None:
+    for word in words(page):
+        if re.fullmatch(r"(tru_vlm|qwen_vl_utils|tests|scripts|benchmarks|deploy|demo_model|examples)/[\w./-]*", word):
+            assert (ROOT / word).exists() or (ROOT / f"{word}.py").exists(), word
+
+
+START = re.compile(r"^((?:[A-Z_]+=(?:'[^']*'|\S+)\s+)+)(?:make serve|python server\.py|tru-vlm serve)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_commands_that_start_a_server_set_what_it_takes(page: Path) -> None:
+    for block in blocks(page):
+        for match in START.finditer(block.code if block.language == "sh" else ""):
+            values = dict(word.split("=", 1) for word in shlex.split(re.sub(r"\$\([^)]*\)", "x" * 32, match[1])))
+            assert values.keys() <= SETTINGS
+            served_models(Settings(**{name.lower(): value for name, value in values.items()}))
 
 
 def codes_of_the_source() -> set[str]:
