@@ -17,7 +17,9 @@ from tru_vlm.database import Database
 from tru_vlm.errors import ErrorInfo, InvalidRequestError, NotFoundError, OverloadedError
 from tru_vlm.jobs.tables import (
     ACTIVE,
+    KINDS,
     RESULT_COLUMNS,
+    STATUSES,
     EventName,
     Item,
     Job,
@@ -25,6 +27,7 @@ from tru_vlm.jobs.tables import (
     JobStatus,
     Kind,
     NewItem,
+    Question,
     Result,
     item_of,
     job_of,
@@ -146,10 +149,13 @@ class JobStore:
 
         return await self._database.read(read)
 
-    async def counts(self) -> dict[str, int]:
-        """Jobs by status."""
-        query = "SELECT status, count(*) FROM jobs GROUP BY status"
-        return await self._database.read(lambda connection: dict(connection.execute(query).fetchall()))
+    async def counts(self) -> dict[tuple[Kind, JobStatus], int]:
+        """Jobs by kind and status; those of which there is none, too."""
+        query = "SELECT kind, status, count(*) FROM jobs GROUP BY kind, status"
+        none = {(kind, status): 0 for kind in KINDS for status in STATUSES}
+        return await self._database.read(
+            lambda connection: none | {(kind, status): number for kind, status, number in connection.execute(query)}
+        )
 
     async def ids_in_need_of_videos(self) -> set[str]:
         """The jobs that may (still) have something asked."""
@@ -185,6 +191,27 @@ class JobStore:
                 (job.number, after, limit),
             )
             return [result_of(row) for row in rows]
+
+        return await self._database.read(read)
+
+    async def questions(self, job: Job, *, limit: int) -> list[Question]:
+        """What the first items ask, and what became of them; their bodies, which may be large, are not read whole."""
+
+        def read(connection: sqlite3.Connection) -> list[Question]:
+            rows = connection.execute(
+                "SELECT json_extract(body, '$.prompt') AS prompt, json_extract(body, '$.video_id') AS video_id, "
+                "status, outcome FROM items WHERE job = ? ORDER BY place LIMIT ?",
+                (job.number, limit),
+            )
+            return [
+                Question(
+                    prompt=row["prompt"],
+                    video_id=row["video_id"],
+                    status=row["status"],
+                    outcome=json.loads(row["outcome"]) if row["outcome"] else None,
+                )
+                for row in rows
+            ]
 
         return await self._database.read(read)
 
