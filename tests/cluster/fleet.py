@@ -49,7 +49,8 @@ class Fleet:
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family, timeout=TIMEOUT)
+        # Those whose parent was killed may stay as zombies, where the first process of a container reaps nobody.
+        wait_until(lambda: not any(map(_is_alive, family)), "the node's processes are gone")
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
@@ -78,6 +79,12 @@ class Fleet:
 
         servers = serve.status().applications["tru"].deployments["server"]
         return servers.replica_states.get("RUNNING", 0) == NUM_SERVERS
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _residence(key: str) -> Any:
