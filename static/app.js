@@ -219,7 +219,7 @@ register({
     row.remove();
   },
   async copy(button) {
-    await copyText(cardOf(button).querySelector(".answer-text").textContent);
+    await copyText(cardOf(button).querySelector(".answer-text").innerText);
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1600);
   },

@@ -98,8 +98,9 @@ def test_only_settings_reads_the_environment() -> None:
     offenders = [
         str(path)
         for path in (ROOT / "tru_vlm").rglob("*.py")
-        # These choose what their children inherit (PATH, vLLM's variables and the like); they read no setting.
-        if path.name not in {"settings.py", "decode_pool.py", "schema_check.py", "environment.py"}
+        # These choose what their children inherit (PATH, vLLM's variables and the like), or learn from LitServe which
+        # worker they are; they read no setting.
+        if path.name not in {"settings.py", "decode_pool.py", "schema_check.py", "environment.py", "litserve_seams.py"}
         and re.search(r"\bos\.(environ|getenv)\b", path.read_text())
     ]
     assert not offenders

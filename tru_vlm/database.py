@@ -114,6 +114,7 @@ class Database:
     def _migrate(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch(0o600)  # its companions take its mode
             connection = self._connection()
             connection.execute(f"PRAGMA journal_mode = {self._journal_mode}")
             # Two processes that start at once: the second waits here, and finds the work done.

@@ -252,6 +252,15 @@ class Settings(BaseSettings):
         7 * 24 * 3600,
         description="How long a job and its results are kept after its end, in seconds; 0 keeps them until deleted.",
     )
+    webhook_max_attempts: Annotated[int, Field(ge=1, le=100)] = Field(
+        10, description="How often the message about a job's end is sent at most, until its receiver takes it."
+    )
+    webhook_retry_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+        5.0, description="Wait before it is sent again, in seconds; four times as long each time, up to six hours."
+    )
+    webhook_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = Field(
+        15.0, description="Wall clock of one attempt, in seconds."
+    )
 
     # Access.  A secret is given as it is, or as a file that holds it (Docker's and Kubernetes' way).
     api_keys_file: Path | None = Field(None, description="A file that holds API_KEYS.")

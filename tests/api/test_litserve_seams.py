@@ -73,6 +73,7 @@ def test_methods_that_are_overridden_or_called_exist() -> None:
     for name in (
         "verify_worker_status",
         "_start_server",
+        "_start_worker_monitoring",
         "_inference_workers_config_for_api",
         "_perform_graceful_shutdown",
         "run",
@@ -151,10 +152,10 @@ def test_the_server_is_up_when_every_model_is(states: dict[str, str], expected: 
     server._shutdown_event = threading.Event()
     server.inference_workers = [_Dead()]
     if expected is None:
-        server.verify_worker_status()
+        server.wait_until_up()
         return
     with pytest.raises(StartError, match=expected):
-        server.verify_worker_status()
+        server.wait_until_up()
 
 
 class _Dead:
@@ -170,6 +171,18 @@ def test_the_loop_is_called_with_the_arguments_it_takes() -> None:
 
     assert list(inspect.signature(StepLoop.__call__).parameters) == expected
     assert "loop(" in inspect.getsource(inference_worker)
+
+
+def test_a_worker_knows_its_number() -> None:
+    assert 'os.environ["LITSERVE_WORKER_ID"] = str(worker_id)' in inspect.getsource(inference_worker)
+
+
+def test_the_port_is_open_before_the_models_are_up() -> None:
+    source = inspect.getsource(litserve.LitServer.run)
+    steps = ("self.verify_worker_status()", "self._start_server(", "self._start_worker_monitoring(manager")
+    places = [source.index(step) for step in steps]
+    assert places == sorted(places)
+    make_server().verify_worker_status()  # does not wait
 
 
 def test_worker_states_are_known() -> None:

@@ -106,7 +106,7 @@ def test_stop_keeps_the_text_and_frees_the_server(ask_page: AskPage, tmp_path: P
     ask_page.ask(_LONG_QUESTION)
 
     expect(ask_page.latest).to_have_attribute("data-state", "stopped", timeout=ANSWER_MS)
-    ask_page.wait_for(lambda: ask_page.num_open_requests() == 0, seconds=1.5)
+    ask_page.wait_for(lambda: ask_page.num_open_requests() == 0)
     text = ask_page.text()
     assert text
     expect(ask_page.latest.locator(".answer-end")).to_contain_text("Stopped")

@@ -9,17 +9,16 @@ import json
 import re
 import subprocess
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import requests
 from clients import Transport
+from leaving import Leaving
 from support import ROOT, Server, free_port
+from watching import health
 
 import tru_vlm.client
 from tru_vlm.api.schemas import UPLOAD_FIELDS
@@ -47,22 +46,6 @@ QUESTION = "What happens in this video?"
 ANSWER = "A red circle moves left."
 LONG = {"max_tokens": 2000, "ignore_eos": True}
 HEAVY = "torch", "transformers", "litserve", "fastapi", "starlette", "typer", "mcp", "numpy", "av"
-
-
-def num_open(server: Server) -> int:
-    return requests.get(server.base + "/v1/health/detailed", timeout=10).json()["queue"]["num_open"]
-
-
-def num_generated(server: Server) -> int:
-    workers = requests.get(server.base + "/v1/health/detailed", timeout=10).json()["workers"]
-    return sum(worker["stats"]["num_generated_tokens"] for worker in workers)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_importing_it_is_light() -> None:
@@ -325,14 +308,13 @@ def test_a_stream_that_breaks_is_an_error_and_not_repeated(
 
 
 def test_closing_a_stream_stops_the_server_s_work(client: Any, server: Server, clip: Path) -> None:
-    wait_until(lambda: num_open(server) == 0)
-    before = num_generated(server)
-    with client.stream(clip, QUESTION, **LONG) as stream:
-        while not isinstance(next(stream), DeltaEvent):
-            pass
-        assert num_open(server) == 1
-    wait_until(lambda: num_open(server) == 0)
-    assert num_generated(server) - before < LONG["max_tokens"] / 2, "it made the whole answer"
+    leaving = Leaving(server)
+    stream = client.stream(clip, QUESTION, **LONG)
+    while not isinstance(next(stream), DeltaEvent):
+        pass
+    with leaving.during("generating"):
+        assert health(server)["queue"]["num_open"] == 1
+        stream.close()
     assert list(stream) == []
 
 

@@ -305,7 +305,7 @@ if __name__ == "__main__":
     print("LEFT", alive)
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=False, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False, cwd=ROOT
     )
     assert "LOST" in result.stdout, result.stdout + result.stderr
     assert "LEFT []" in result.stdout, result.stdout

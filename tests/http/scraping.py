@@ -11,6 +11,11 @@ from client import TIMEOUT
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from tru_vlm.telemetry.catalogue import CATALOGUE, PREFIX
+
+NOT_YET = {f"{PREFIX}{name}" for name in ("request_failures_total", "request_fetch_time_seconds", "rejections_total")}
+"""What has not happened has no series."""
+
 
 @dataclass(frozen=True)
 class Scrape:
@@ -40,3 +45,19 @@ def scrape_until(base: str, condition: Callable[[Scrape], bool], seconds: float 
     while not condition(found := scrape(base)):
         assert time.monotonic() < deadline, [sample for sample in found.samples if "_bucket" not in sample.name]
     return found
+
+
+def grown(before: Scrape, after: Scrape, name: str, **labels: str) -> float:
+    return after.value(name, **labels) - before.value(name, **labels)
+
+
+def check_names(found: Scrape) -> None:
+    """Every series and label is in the catalogue, and of the catalogue nothing is missing."""
+    known = {metric.name: set(metric.labels) for metric in CATALOGUE}
+    names: set[str] = set()
+    for sample in found.samples:
+        if sample.name.startswith(PREFIX):
+            name = next(name for name in (sample.name, sample.name.rpartition("_")[0]) if name in known)
+            assert set(sample.labels) - {"le"} == known[name], name
+            names.add(name)
+    assert set(known) - names <= NOT_YET

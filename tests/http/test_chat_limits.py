@@ -14,10 +14,11 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, upload, upload_stream
 from support import Server, start_server
-from test_litserve_table import Question, Running, TricklingHost, decode_child, health, held, num_generated, wait_until
+from test_litserve_table import Question, Running
+from watching import Brake, TricklingHost, decode_child, health, held, num_generated, wait_until
 
 ROUTE = "/v1/chat/completions"
-KV_TOKENS = 1000
+KV_TOKENS = 8000
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,17 @@ def body_of(*parts: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 60, "temperature": 0, **fields}
 
 
-LONG = {"max_tokens": 600, "ignore_eos": True}
+LONG = {"max_tokens": 7000, "ignore_eos": True}
+"""Goes on until it is stopped."""
 
 
 def test_a_full_server_is_openais_rate_limit_error(small: Server, clips: dict[str, Path]) -> None:
-    long = {"max_tokens": 600, "ignore_eos": "true"}
-    filling = [upload_stream(small.base, clips["one"], **long) for _ in range(2)]
-    wait_until(lambda: health(small)["queue"]["num_open"] == 2)
     connection = openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.RateLimitError) as caught:
-        connection.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hello"}])
+    with Brake(small):
+        filling = [upload_stream(small.base, clips["one"], max_tokens=4) for _ in range(2)]
+        wait_until(lambda: health(small)["queue"]["num_open"] == 2)
+        with pytest.raises(openai.RateLimitError) as caught:
+            connection.chat.completions.create(model="demo", messages=[{"role": "user", "content": "Hello"}])
     assert caught.value.code == "queue_full"
     assert int(caught.value.response.headers["Retry-After"]) >= 1
     for response in filling:
@@ -108,33 +110,36 @@ def test_client_leaves_during_the_decode_of_several(small: Server, clips: dict[s
 def test_client_leaves_during_the_answer(small: Server, clips: dict[str, Path], stream: bool) -> None:
     before = num_generated(small)
     leaving = Question(small, ROUTE, json=body_of(video(clips["one"]), stream=stream, **LONG))
-    wait_until(lambda: health(small)["queue"]["num_running"] == 1)
+    wait_until(lambda: num_generated(small) > before)
     leaving.leave()
     wait_until(lambda: not any(held(small).values()))
     assert num_generated(small) - before < LONG["max_tokens"]
 
 
 def test_client_leaves_the_queue(small: Server, clips: dict[str, Path]) -> None:
-    filling = Running(small, clips["one"], max_tokens=800, ignore_eos="true")
-    leaving = Question(small, ROUTE, json=body_of(video(clips["one"])))
-    wait_until(lambda: health(small)["queue"]["num_waiting"] == 1)
-    leaving.leave()
-    wait_until(lambda: health(small)["queue"]["num_open"] == 1)
+    brake = Brake(small)
+    filling = Running(small, clips["one"], **LONG)
+    with brake:
+        leaving = Question(small, ROUTE, json=body_of(video(clips["one"])))
+        wait_until(lambda: health(small)["queue"]["num_waiting"] == 1)
+        leaving.leave()
+        wait_until(lambda: health(small)["queue"]["num_open"] == 1)
     filling.close()
 
 
 def test_several_videos_share_what_the_context_has_left(small: Server, clips: dict[str, Path]) -> None:
+    answer_tokens = KV_TOKENS - 940
     parts = [video(clips["two"], fps=12), video(clips["one"])]
-    refused = requests.post(small.base + ROUTE, json=body_of(*parts), timeout=TIMEOUT)
+    refused = requests.post(small.base + ROUTE, json=body_of(*parts, max_tokens=answer_tokens), timeout=TIMEOUT)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     fitted = [video(clips["two"], fps=12, fit=True), video(clips["one"], fit=True)]
-    response = requests.post(small.base + ROUTE, json=body_of(*fitted), timeout=TIMEOUT)
+    response = requests.post(small.base + ROUTE, json=body_of(*fitted, max_tokens=answer_tokens), timeout=TIMEOUT)
     assert response.status_code == 200, response.text
     answer = response.json()
     long, short = answer["tru"]["video"]
     assert any("lowered" in note for note in long["notes"])
     assert (short["notes"], short["num_frames"], short["video_tokens"]) == ([], 8, 48)
-    assert answer["usage"]["prompt_tokens"] + 60 <= KV_TOKENS
+    assert answer["usage"]["prompt_tokens"] + answer_tokens <= KV_TOKENS
     assert "red circle moves left" in answer["choices"][0]["message"]["content"]
 
 
@@ -142,10 +147,10 @@ def test_a_worker_that_dies_ends_a_stream_with_an_error_that_the_client_raises(
     small: Server, clips: dict[str, Path]
 ) -> None:
     connection = openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0)
-    body = body_of(video(clips["one"]), stream=True, max_tokens=600)
+    (worker,) = health(small)["workers"]
+    body = body_of(video(clips["one"]), stream=True, max_tokens=LONG["max_tokens"])
     stream = connection.chat.completions.create(model="demo", extra_body={"ignore_eos": True}, **body)
     assert next(stream).choices[0].delta.role == "assistant"
-    (worker,) = health(small)["workers"]
     os.kill(worker["pid"], signal.SIGKILL)
     with pytest.raises(openai.APIError) as caught:
         for _ in stream:

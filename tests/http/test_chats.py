@@ -12,6 +12,7 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events
 from support import Server
+from watching import Brake
 
 BLOCK_TOKENS = 16
 GREEDY = {"temperature": 0.0, "max_tokens": 60}
@@ -93,13 +94,15 @@ def test_a_streamed_turn_has_the_native_events_and_is_stored_before_its_end_is_t
     assert {"status", "video", "delta"} <= set(got)
 
 
-def test_who_leaves_stops_the_turn_and_what_there_was_stays(talk: Talk) -> None:
+def test_who_leaves_stops_the_turn_and_what_there_was_stays(server: Server, talk: Talk) -> None:
+    brake = Brake(server)
     response = talk.ask(QUESTION, stream=True, generation_params=ENDLESS)
     arriving = events(response)  # held: requests closes the connection of an iterator that nobody has any more
     assert any(name == "delta" for name, _ in arriving)
-    conflict = talk.ask("And now?")
-    assert (conflict.status_code, error_of(conflict)["code"]) == (409, "conflict")
-    response.close()
+    with brake:
+        conflict = talk.ask("And now?")
+        assert (conflict.status_code, error_of(conflict)["code"]) == (409, "conflict")
+        response.close()
     turn = talk.wait_for_status("stopped")
     assert turn["answer"]["finish_reason"] == "abort"
     assert turn["answer"]["text"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,22 +56,3 @@ def test_python_tells_an_error(server: Server, clips: dict[str, Path]) -> None:
     )
     assert result.returncode != 0
     assert "41" in result.stderr
-
-
-def test_the_readme_s_openai_client(server: Server, clips: dict[str, Path], tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(from openai.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    clip = "data:video/mp4;base64," + base64.b64encode(clips["one"].read_bytes()).decode()
-    script = tmp_path / "readme.py"
-    script.write_text(code.replace("http://127.0.0.1:8000", server.base).replace("https://example.com/clip.mp4", clip))
-    answer, cached, _ = run(sys.executable, str(script)).split(" ", 2)
-    assert answer == "Red."
-    assert int(cached) > 0
-
-
-def test_the_readme_s_own_client(server: Server, clips: dict[str, Path], tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(from tru_vlm.client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    script = tmp_path / "readme.py"
-    script.write_text(code.replace("http://127.0.0.1:8000", server.base).replace("clip.mp4", str(clips["one"])))
-    output = run(sys.executable, str(script))
-    assert output.count("A red circle moves left.") == 2
-    assert "TokenCounts(" in output

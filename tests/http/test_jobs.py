@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events
 from support import Server
+from watching import Brake, wait_until
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 ABSENT = "0" * 64
@@ -182,14 +182,9 @@ def test_a_kept_video_may_go_once_the_job_is_accepted(server: Server, clips: dic
 
 
 def test_cancelling_ends_the_stream_of_events_which_resumes_where_it_was_left(server: Server) -> None:
-    job = submit(server, slow(server), slow(server)).json()
-    with requests.get(server.base + job["events_url"], timeout=TIMEOUT, stream=True) as stream:
-        told = events(stream)
-        assert next(told) == ("status", {"status": "queued", "counts": job["counts"]})
-        cancelled = requests.delete(f"{server.base}/v1/jobs/{job['id']}", timeout=TIMEOUT)
-        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-        *_, (name, data) = told
-    assert (name, data["status"]) == ("done", "cancelled")
+    with Brake(server):
+        job = submit(server, slow(server), slow(server)).json()
+        cancel_while_watched(server, job)
     address = server.base + job["events_url"]
     again = requests.get(address, headers={"Last-Event-ID": "1"}, timeout=TIMEOUT)
     ids = [int(line[4:]) for line in again.text.splitlines() if line.startswith("id: ")]
@@ -199,6 +194,16 @@ def test_cancelling_ends_the_stream_of_events_which_resumes_where_it_was_left(se
     assert (last.status_code, last.content) == (204, b"")
     wrong = requests.get(address, headers={"Last-Event-ID": "x"}, timeout=TIMEOUT)
     assert (wrong.status_code, error_of(wrong)["param"]) == (400, "Last-Event-ID")
+
+
+def cancel_while_watched(server: Server, job: dict[str, Any]) -> None:
+    with requests.get(server.base + job["events_url"], timeout=TIMEOUT, stream=True) as stream:
+        told = events(stream)
+        assert next(told) == ("status", {"status": "queued", "counts": job["counts"]})
+        cancelled = requests.delete(f"{server.base}/v1/jobs/{job['id']}", timeout=TIMEOUT)
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        *_, (name, data) = told
+    assert (name, data["status"]) == ("done", "cancelled")
 
 
 def test_jobs_are_listed_in_pages_and_by_status(server: Server) -> None:
@@ -216,9 +221,7 @@ def test_jobs_are_listed_in_pages_and_by_status(server: Server) -> None:
 def test_a_question_does_not_wait_for_jobs(server: Server) -> None:
     """The job's items are far from done when a question that was asked later has been answered."""
     job = submit(server, *(slow(server) for _ in range(30))).json()
-    until_running = time.monotonic() + TIMEOUT
-    while not get(server, "/v1/health/detailed").json()["jobs"]["items_running"]:
-        assert time.monotonic() < until_running
+    wait_until(lambda: get(server, "/v1/health/detailed").json()["jobs"]["items_running"])
     answer = requests.post(f"{server.base}/v1/inference/url", json=item(server), timeout=TIMEOUT)
     assert answer.status_code == 200
     health = get(server, "/v1/health/detailed").json()

@@ -14,6 +14,7 @@ import psutil
 import requests
 from client import QUESTION, TIMEOUT, events
 from support import Server, start_server
+from watching import HoldingHost
 
 NUM_ITEMS = 10
 KILLED_AFTER = (2, 4)
@@ -50,6 +51,11 @@ def results_of(server: Server, job_id: str) -> dict[int, str]:
 
 
 def test_killed_again_and_again(tmp_path: Path, clips: dict[str, Path]) -> None:
+    with HoldingHost(clips["one"]) as host:  # the last item waits for it: the job cannot end before the last kill
+        kill_again_and_again(tmp_path, clips, host)
+
+
+def kill_again_and_again(tmp_path: Path, clips: dict[str, Path], host: HoldingHost) -> None:
     server = start_server(tmp_path)
     survivors: list[psutil.Process] = []
     try:
@@ -60,9 +66,9 @@ def test_killed_again_and_again(tmp_path: Path, clips: dict[str, Path]) -> None:
             "prompt": QUESTION,
             "generation_params": {"max_tokens": 300, "ignore_eos": True, "temperature": 0.0},
         }
-        job = requests.post(
-            f"{server.base}/v1/inference/batch", json={"items": [question] * NUM_ITEMS}, timeout=TIMEOUT
-        ).json()
+        last = {"video_url": host.url, "prompt": QUESTION, "generation_params": question["generation_params"]}
+        items = [*[question] * (NUM_ITEMS - 1), last]
+        job = requests.post(f"{server.base}/v1/inference/batch", json={"items": items}, timeout=TIMEOUT).json()
         requests.delete(f"{server.base}/v1/videos/{video_id}", timeout=TIMEOUT)
         answered: dict[int, str] = {}
         for number, count in enumerate(KILLED_AFTER):
@@ -75,6 +81,7 @@ def test_killed_again_and_again(tmp_path: Path, clips: dict[str, Path]) -> None:
             survivors += psutil.Process(server.process.pid).children(recursive=True)
             (kill_main if number == 1 else kill_all)(server)
             server = start_server(tmp_path)
+        host.may_send.set()
         with requests.get(f"{server.base}/v1/jobs/{job['id']}/events", timeout=TIMEOUT, stream=True) as stream:
             told = list(events(stream))
         assert told[-1][0] == "done"

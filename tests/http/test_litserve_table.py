@@ -21,7 +21,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload_stream
 from client import upload as upload_with_default_length
 from support import Server, start_server
-from watching import TricklingHost, decode_child, health, held, num_generated, wait_until
+from watching import Brake, TricklingHost, decode_child, health, held, num_generated, wait_until
 
 from tru_vlm.video.frame_cache import shared_memory_directory
 
@@ -223,7 +223,7 @@ def test_client_leaves_during_the_video_decode(quiet: Server, clips: dict[str, P
 def test_client_leaves_during_prefill(quiet: Server, clips: dict[str, Path]) -> None:
     """Ours: in every stage.  Its prompt is not even prefilled to the end: no token comes of it."""
     before = num_generated(quiet)
-    leaving = Question.about_file(quiet, clips["one"], prompt="why 1234567890 " * 1000, max_tokens=10)
+    leaving = Question.about_file(quiet, clips["one"], prompt="why 1234567890 " * 1600, max_tokens=10)
     wait_until(lambda: health(quiet)["queue"]["num_running"] == 1)
     leaving.leave()
     wait_until(lambda: health(quiet)["queue"]["num_running"] == 0)
@@ -440,19 +440,21 @@ def test_worker_killed(two_workers: Server, clips: dict[str, Path]) -> None:
 
     Ours: they get an `error`, the others go on, the worker restarts, health says so meanwhile.
     """
+    brake = Brake(two_workers)
     responses = [upload_stream(two_workers.base, clips["two"], max_tokens=2000, ignore_eos="true") for _ in range(4)]
     streams = [after_first_delta(response) for response in responses]
-    workers = health(two_workers)["workers"]
-    assert [worker["num_requests"] for worker in workers] == [2, 2], "a hot video has spread"
     ends: list[str] = []
     with ThreadPoolExecutor(4) as pool:
-        readers = [pool.submit(read_to_end, stream, ends) for stream in streams]
-        os.kill(workers[0]["pid"], signal.SIGKILL)
-        # Asked at once, not when the readers are done: they have many words to read before the end.
-        states = [worker["state"] for worker in until_degraded(two_workers)["workers"]]
-        assert states == ["starting", "ready"]
-        wait_until(lambda: len(ends) >= 2)
-        assert requests.get(two_workers.base + "/v1/health", timeout=TIMEOUT).status_code == 200
+        with brake:  # a process that is stopped can be killed; the other one must not be done before
+            workers = health(two_workers)["workers"]
+            assert [worker["num_requests"] for worker in workers] == [2, 2], "a hot video has spread"
+            readers = [pool.submit(read_to_end, stream, ends) for stream in streams]
+            os.kill(workers[0]["pid"], signal.SIGKILL)
+            # Asked at once, not when the readers are done: they have many words to read before the end.
+            states = [worker["state"] for worker in until_degraded(two_workers)["workers"]]
+            assert states == ["starting", "ready"]
+            wait_until(lambda: len(ends) >= 2)
+            assert requests.get(two_workers.base + "/v1/health", timeout=TIMEOUT).status_code == 200
         last = [reader.result(TIMEOUT) for reader in readers]
     assert ends == ["error", "error", "done", "done"], "the errors come at once, not when somebody gives up"
     assert {data["error"]["code"] for data in last if "error" in data} == {"worker_died"}

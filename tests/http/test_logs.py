@@ -17,6 +17,7 @@ import requests
 from client import QUESTION, TIMEOUT, events, upload_stream
 from socket_client import data_uri
 from support import Server, start_server
+from watching import wait_until
 from websockets.sync.client import connect
 
 from tru_vlm.api.keys import hash_key, new_key
@@ -82,8 +83,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
 
 
 def test_every_process_and_library_logs_in_one_form(logged: Logged) -> None:
-    while f"ready at {logged.base}" not in logged.server.log.read_text():
-        requests.get(logged.base + "/v1/health", timeout=TIMEOUT)
+    wait_until(lambda: f"ready at {logged.base}" in logged.server.log.read_text())
     lines = logged.lines()
     for line in lines:
         assert {"timestamp", "level", "logger", "process", "pid", "message"} <= set(line)
@@ -151,9 +151,12 @@ def test_a_client_that_leaves_and_a_refusal_have_their_line(logged: Logged, clip
     (nobody,) = [line for line in logged.about("nobody") if line["logger"] == ACCESS]
     assert (nobody["status"], nobody["outcome"], nobody["error"]) == (401, "rejected", "missing_api_key")
     assert "principal" not in nobody
-    while not (left := [line for line in logged.about("leaver") if line["logger"] == ACCESS]):
-        requests.get(logged.base + "/v1/health", timeout=TIMEOUT)
-    assert [(line["outcome"], line["stage"]) for line in left] == [("abort", "generating")]
+
+    def left() -> list[Line]:
+        return [line for line in logged.about("leaver") if line["logger"] == ACCESS]
+
+    wait_until(lambda: left() != [])
+    assert [(line["outcome"], line["stage"]) for line in left()] == [("abort", "generating")]
 
 
 def test_each_question_of_a_socket_has_a_line_and_so_has_the_socket(logged: Logged, clips: dict[str, Path]) -> None:
@@ -164,13 +167,13 @@ def test_each_question_of_a_socket_has_a_line_and_so_has_the_socket(logged: Logg
             connection.send(json.dumps({"id": name, "prompt": PROMPT, "video_url": data_uri(clips["one"])}))
             while (kind := json.loads(connection.recv(timeout=TIMEOUT))["type"]) != "done":
                 assert kind != "error"
-    while not (
-        ends := [
-            line for line in logged.lines()[before:] if line["logger"] == ACCESS and line.get("method") == "WEBSOCKET"
-        ]
-    ):
-        requests.get(logged.base + "/v1/health", timeout=TIMEOUT)
-    (end,) = ends
+
+    def ends() -> list[Line]:
+        since = logged.lines()[before:]
+        return [line for line in since if line["logger"] == ACCESS and line.get("method") == "WEBSOCKET"]
+
+    wait_until(lambda: ends() != [])
+    (end,) = ends()
     assert (end["route"], end["status"], end["principal"]) == ("/v1/inference/ws", 101, "alice")
     questions = [line for line in logged.lines()[before:] if line["message"] == "question success"]
     assert len({line["request_id"] for line in questions} | {end["request_id"]}) == 3

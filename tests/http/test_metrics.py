@@ -11,8 +11,9 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
-from scraping import Scrape, scrape, scrape_until
+from scraping import check_names, grown, scrape, scrape_until
 from support import Server, start_server
+from watching import Brake, settle
 
 from tru_vlm.telemetry.catalogue import CATALOGUE, PREFIX
 
@@ -33,8 +34,10 @@ HISTOGRAMS = (
 )
 
 
-def grown(before: Scrape, after: Scrape, name: str, **labels: str) -> float:
-    return after.value(name, **labels) - before.value(name, **labels)
+@pytest.fixture(autouse=True)
+def _settled(server: Server) -> None:
+    """What is left of another file's requests is counted before a test looks."""
+    settle(server)
 
 
 def test_a_question_is_counted_once_in_everything_that_it_goes_through(server: Server, clips: dict[str, Path]) -> None:
@@ -99,15 +102,16 @@ def test_refusals_are_counted_by_route_and_cause(server: Server, clips: dict[str
 
 
 def test_an_answer_that_nobody_waits_for_is_an_abort_of_its_stage(server: Server, clips: dict[str, Path]) -> None:
-    before = scrape(server.base)
+    before, brake = scrape(server.base), Brake(server)
     response = upload_stream(server.base, clips["one"], max_tokens=2000, ignore_eos="true")
     stream = events(response)  # the answer is left when nobody holds this any more
     next(name for name, _ in stream if name == "delta")
-    during = scrape(server.base)
-    assert during.value("num_requests_running", worker="0") == during.value("num_requests_open") == 1
-    assert during.value("kv_cache_usage_perc") > 0
-    response.close()
-    after = scrape_until(server.base, lambda now: grown(before, now, "requests_total") == 1)
+    with brake:
+        during = scrape(server.base)
+        assert during.value("num_requests_running", worker="0") == during.value("num_requests_open") == 1
+        assert during.value("kv_cache_usage_perc") > 0
+        response.close()
+        after = scrape_until(server.base, lambda now: grown(before, now, "requests_total") == 1)
     assert grown(before, after, "requests_total", route=UPLOAD, outcome="abort") == 1
     assert grown(before, after, "request_aborts_total", stage="generating") == 1
     assert grown(before, after, "request_aborts_total") == 1
@@ -137,17 +141,7 @@ def test_paths_ids_and_urls_make_no_series(server: Server) -> None:
 
 def test_what_is_exported_is_what_the_catalogue_says(server: Server, clips: dict[str, Path]) -> None:
     upload(server.base, clips["one"])
-    known = {metric.name: set(metric.labels) for metric in CATALOGUE}
-    found: set[str] = set()
-    for sample in scrape(server.base).samples:
-        if sample.name.startswith(PREFIX):
-            name = next(n for n in (sample.name, sample.name.rpartition("_")[0]) if n in known)
-            assert set(sample.labels) - {"le"} == known[name], name
-            found.add(name)
-    # What has not happened yet has no series.
-    assert set(known) - found <= {
-        f"{PREFIX}{name}" for name in ("request_failures_total", "request_fetch_time_seconds", "rejections_total")
-    }
+    check_names(scrape(server.base))
 
 
 def test_open_metrics_for_who_asks_for_it(server: Server) -> None:
@@ -176,19 +170,25 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_full_server_shows_who_runs_who_waits_and_who_was_refused(narrow: Server, clips: dict[str, Path]) -> None:
-    before = scrape(narrow.base)
-    long = [upload_stream(narrow.base, clips["two"], max_tokens=2000, ignore_eos="true") for _ in range(2)]
-    full = scrape_until(narrow.base, lambda now: now.value("num_requests_waiting") == 1)
-    assert full.value("num_requests_running") == 1
-    assert full.value("num_requests_open") == 2
-    refused = upload(narrow.base, clips["one"])
-    assert refused.status_code == 429
-    after = scrape(narrow.base)
-    cause = error_of(refused)["code"]
-    assert grown(before, after, "rejections_total", route=UPLOAD, cause=cause) == 1
-    assert grown(before, after, "requests_total") == 0
-    for response in reversed(long):
-        response.close()
+    before, brake = scrape(narrow.base), Brake(narrow)
+    endless = {"max_tokens": 2000, "ignore_eos": "true"}
+    running = upload_stream(narrow.base, clips["two"], **endless)
+    stream = events(running)
+    next(name for name, _ in stream if name == "delta")
+    with brake:
+        waiting = upload_stream(narrow.base, clips["two"], **endless)
+        full = scrape_until(narrow.base, lambda now: now.value("num_requests_waiting") == 1)
+        assert full.value("num_requests_running") == 1
+        assert full.value("num_requests_open") == 2
+        refused = upload(narrow.base, clips["one"])
+        assert refused.status_code == 429
+        after = scrape(narrow.base)
+        cause = error_of(refused)["code"]
+        assert grown(before, after, "rejections_total", route=UPLOAD, cause=cause) == 1
+        assert grown(before, after, "requests_total") == 0
+        for response in (waiting, running):
+            response.close()
+        scrape_until(narrow.base, lambda now: now.value("num_requests_open") == 0)
     last = scrape_until(narrow.base, lambda now: now.value("num_requests_open") == 0)
     assert grown(before, last, "request_aborts_total", stage="waiting") == 1
     assert grown(before, last, "request_aborts_total") == 2
@@ -199,18 +199,19 @@ def test_a_workers_death_is_counted_and_takes_no_counter_back(narrow: Server, cl
     assert upload(narrow.base, clips["one"]).status_code == 200
     before = scrape(narrow.base)
     assert before.value("generation_tokens_total") > 0
+    (worker,) = requests.get(narrow.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
     response = upload_stream(narrow.base, clips["two"], max_tokens=2000, ignore_eos="true")
     stream = events(response)
     next(name for name, _ in stream if name == "delta")
-    (worker,) = requests.get(narrow.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
     os.kill(worker["pid"], signal.SIGKILL)
+    # Looked for at once, not when the stream has been read: the next worker needs seconds.
+    scrape_until(narrow.base, lambda now: now.value("worker_state", state="starting") == 1)
     assert [name for name, _ in stream if name not in {"delta", "status"}] == ["error"]
     dead = scrape(narrow.base)
     assert grown(before, dead, "request_failures_total", code="worker_died", model_name="demo") == 1
     assert grown(before, dead, "requests_total", route=UPLOAD, outcome="error") == 1
     assert grown(before, dead, "worker_restarts_total", worker="0") == 1
     assert grown(before, dead, "generation_tokens_total") > 0
-    assert dead.value("worker_state", state="starting") == 1
     scrape_until(narrow.base, lambda now: now.value("worker_state", state="ready") == 1, seconds=60)
     tokens = upload(narrow.base, clips["one"]).json()["usage"]["completion_tokens"]
     after = scrape(narrow.base)

@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,6 +18,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from socket_client import open_socket
 from support import Server, start_server
+from watching import health, wait_until
 
 from tru_vlm.api.rendezvous import weighted_choice
 
@@ -55,11 +55,6 @@ def alone(server: Server, tmp_path_factory: pytest.TempPathFactory, clips: dict[
         small.stop()
 
 
-def health(server: Server) -> dict[str, Any]:
-    body: dict[str, Any] = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()
-    return body
-
-
 def part(server: Server, name: str) -> dict[str, Any]:
     return next(model for model in health(server)["models"] if model["name"] == name)
 
@@ -67,13 +62,6 @@ def part(server: Server, name: str) -> dict[str, Any]:
 def worker(server: Server, name: str) -> dict[str, Any]:
     (only,) = [worker for worker in health(server)["workers"] if worker["model"] == name]
     return only
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def plan(server: Server, path: Path, headers: dict[str, str] | None = None, **fields: str) -> dict[str, Any]:
@@ -100,10 +88,10 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def variants(path: Path, number: int) -> list[Path]:
-    """The same clip in files of different content: MP4 skips a box named ``free``."""
+def variants(path: Path, *numbers: int) -> list[Path]:
+    """The same clip in files of different content, which no other number has: MP4 skips a box named ``free``."""
     copies = []
-    for index in range(number):
+    for index in numbers:
         copy = path.with_name(f"copy-{index}.mp4")
         copy.write_bytes(path.read_bytes() + (8 + index).to_bytes(4, "big") + b"free" + bytes(index))
         copies.append(copy)
@@ -121,7 +109,7 @@ def test_each_model_answers_as_it_does_alone(two_models: Server, alone: dict[str
 
 
 def test_models_share_frames_and_nothing_else(two_models: Server, clips: dict[str, Path]) -> None:
-    (clip,) = variants(clips["one"], 1)
+    (clip,) = variants(clips["one"], 99)
     before = health(two_models)["video"]["cache"]
     answers = [upload(two_models.base, clip, model=name).json() for name in ("full", "small", "full", "small")]
     after = health(two_models)["video"]["cache"]
@@ -182,7 +170,7 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(two_models: Serv
 
 
 def test_questions_about_a_video_stay_with_its_model(two_models: Server, clips: dict[str, Path]) -> None:
-    copies = variants(clips["one"], 10)
+    copies = variants(clips["one"], *range(10))
     planned = [plan(two_models, copy, model="chat") for copy in copies]
     digests = [hashlib.sha256(copy.read_bytes()).hexdigest() for copy in copies]
     expected = [weighted_choice(digest, ALIASES["chat"], salt="chat") for digest in digests]
@@ -248,11 +236,11 @@ def test_a_stream_tells_who_answers_and_says_what_the_model_says(
 
 
 def test_a_dead_worker_of_one_model_touches_only_its_requests(two_models: Server, clips: dict[str, Path]) -> None:
+    before = worker(two_models, "small")
     endless = {"max_tokens": 2000, "ignore_eos": "true"}
     streams = {name: events(upload_stream(two_models.base, clips["two"], model=name, **endless)) for name in MODELS}
     for stream in streams.values():
         assert next(name for name, _ in stream if name in {"delta", "done", "error"}) == "delta"
-    before = worker(two_models, "small")
     ends: dict[str, tuple[str, dict[str, Any]]] = {}
     readers = [
         Thread(target=lambda name=name, stream=stream: ends.update({name: list(stream)[-1]}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 import requests
 from client import TIMEOUT, error_of, events, upload, upload_stream
 from support import ROOT, Server, free_port, require_reader, start_server
+from watching import Brake
 
 ROUTES = {
     "/": {"get"},
@@ -227,18 +227,16 @@ def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
 def test_a_full_server_says_so_and_when_to_come_back(clips: dict[str, Path], tmp_path: Path) -> None:
     server = start_server(tmp_path, MAX_QUEUED_REQUESTS="1", MAX_BATCH_SIZE="1")
     try:
-        long = [upload_stream(server.base, clips["two"], max_tokens=2000, ignore_eos="true") for _ in range(2)]
-        waiting = events(long[1])
-        positions = [data["queue_position"] for name, data in [next(waiting) for _ in range(3)] if name == "status"]
-        assert 1 in positions
-        refused = upload(server.base, clips["one"])
+        with Brake(server):
+            accepted = [upload_stream(server.base, clips["two"], max_tokens=4) for _ in range(2)]
+            waiting = events(accepted[1])
+            assert next(data["queue_position"] for _, data in waiting if data.get("stage") == "waiting") == 1
+            refused = upload(server.base, clips["one"])
         assert refused.status_code == 429
         assert int(refused.headers["Retry-After"]) >= 1
         assert error_of(refused)["type"] == "rate_limit_error"
-        for response in long:
-            response.close()
-        deadline = time.monotonic() + 30
-        while upload(server.base, clips["one"]).status_code != 200:
-            assert time.monotonic() < deadline
+        assert [list(events(response))[-1][0] for response in accepted[:1]] == ["done"]
+        assert [name for name, _ in waiting][-1] == "done", "those that were taken are answered"
+        assert upload(server.base, clips["one"]).status_code == 200
     finally:
         server.stop()

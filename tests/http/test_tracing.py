@@ -159,7 +159,7 @@ def test_one_trace_holds_every_stage_in_both_processes(traced: Server, collector
     assert response.status_code == 200, response.text
     root, stages = "POST /v1/inference/url", {"fetch", "probe", "video_decode", "queue"}
     inside = {"preprocess", "prefill", "decode"}
-    spans = collector.trace(trace, root, "decode")
+    spans = collector.trace(trace, root, "decode", "worker")
     inside |= {"batch_queue"} & set(spans)
     check_tree(spans, root, stages, inside)
     assert spans[root].attributes["http.response.status_code"] == 200

@@ -14,6 +14,7 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload
 from PIL import Image
+from socket_client import open_socket
 from support import Server
 
 ABSENT = "0" * 64
@@ -139,9 +140,16 @@ def asked_by_id(base: str, video_id: str) -> Iterator[tuple[str, requests.Respon
         chat = {"messages": [{"role": "user", "content": content}], **GREEDY}
         param = f"messages.0.content.0.video_url.{next(iter(part))}"
         yield param, requests.post(base + "/v1/chat/completions", json=chat, timeout=TIMEOUT)
+    for part in ({"video_id": video_id}, {"video_url": f"video_id:{video_id}"}):
+        content = [{"type": "input_video", **part}, {"type": "input_text", "text": QUESTION}]
+        body = {"input": [{"role": "user", "content": content}], "temperature": 0.0, "max_output_tokens": 12}
+        param = f"input.0.content.0.{next(iter(part))}"
+        yield param, requests.post(base + "/v1/responses", json=body, timeout=TIMEOUT)
 
 
 def text_of(answer: dict[str, Any]) -> str:
+    if "output" in answer:
+        return answer["output"][0]["content"][0]["text"]
     return answer["text"] if "text" in answer else answer["choices"][0]["message"]["content"]
 
 
@@ -152,6 +160,10 @@ def test_every_route_answers_about_a_kept_video_as_about_an_upload(
     for _, response in asked_by_id(server.base, kept["id"]):
         assert response.status_code == 200, response.text
         assert text_of(response.json()) == expected
+    for fields in ({"video_id": kept["id"]}, {"video_url": f"video_id:{kept['id']}"}):
+        with open_socket(server) as socket:
+            socket.say({"prompt": QUESTION, "generation_params": GREEDY, **fields})
+            assert socket.answer()["text"] == expected
     plan = requests.post(f"{server.base}/v1/plan", json={"video_id": kept["id"]}, timeout=TIMEOUT).json()
     assert plan["media"]["size_bytes"] == kept["size_bytes"]
     assert get(server.base, "/v1/health/detailed").json()["library"]["used_bytes"] >= kept["size_bytes"]
@@ -168,6 +180,10 @@ def test_an_unknown_id_is_not_found_by_the_name_of_its_field(server: Server, vid
     body = {"prompt": QUESTION, "video_id": video_id, "stream": True}
     response = requests.post(f"{server.base}/v1/inference/url", json=body, timeout=TIMEOUT)
     assert (response.status_code, error_of(response)["param"]) == (404, "video_id")
+    with open_socket(server) as socket:
+        socket.say({"prompt": QUESTION, "video_id": video_id})
+        error = socket.answer()["error"]
+    assert (error["type"], error["param"], error["code"]) == ("not_found_error", "video_id", "video_not_found")
 
 
 def test_one_video_is_named_in_one_way(server: Server, clips: dict[str, Path]) -> None:

@@ -10,11 +10,15 @@ from threading import Thread
 import psutil
 import pytest
 import requests
-from client import TIMEOUT, error_of, events, upload, upload_stream
+from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
+from scraping import check_names, grown, scrape, scrape_until
+from socket_client import open_socket
 from support import STOP_SECONDS, Server, require_vllm, start_server
+from watching import Brake, health, num_generated, settle
 
 VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
 GONE_SECONDS = 40
+ONE = "A red circle moves left."
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +28,6 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield running
     if running.process.poll() is None:
         running.stop()
-
-
-def health(server: Server) -> dict:
-    return requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()
 
 
 def family_of(server: Server) -> list[psutil.Process]:
@@ -59,7 +59,7 @@ def test_it_answers_correctly_and_a_second_question_finds_what_the_first_compute
     vllm_server: Server, clips: dict[str, Path]
 ) -> None:
     first = upload(vllm_server.base, clips["one"]).json()
-    assert first["text"] == "A red circle moves left."
+    assert first["text"] == ONE
     assert first["finish_reason"] == "stop"
     assert first["usage"]["video_tokens"] > 0
     assert upload(vllm_server.base, clips["two"]).json()["text"].startswith("A red circle moves left. Then, at <")
@@ -68,6 +68,75 @@ def test_it_answers_correctly_and_a_second_question_finds_what_the_first_compute
     assert second["usage"]["cached_tokens"] > 0
     (worker,) = health(vllm_server)["workers"]
     assert worker["stats"]["mm_cache_hits"] > 0
+
+
+def test_a_kept_video_is_answered_by_socket_and_responses(vllm_server: Server, clips: dict[str, Path]) -> None:
+    with clips["one"].open("rb") as file:
+        kept = requests.post(vllm_server.base + "/v1/videos", files={"video": file}, timeout=TIMEOUT).json()["id"]
+    with open_socket(vllm_server) as socket:
+        socket.say({"video_id": kept, "prompt": QUESTION, "generation_params": {"temperature": 0.0}})
+        assert socket.answer()["text"] == ONE
+    content = [{"type": "input_video", "video_id": kept}, {"type": "input_text", "text": QUESTION}]
+    body = {"input": [{"role": "user", "content": content}], "temperature": 0.0}
+    response = requests.post(vllm_server.base + "/v1/responses", json=body, timeout=TIMEOUT)
+    assert response.json()["output"][0]["content"][0]["text"] == ONE
+
+
+def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
+    vllm_server: Server, clips: dict[str, Path]
+) -> None:
+    """As the other engine's server: the same names (tests/http/test_metrics.py), and values that mean the same."""
+    settle(vllm_server)
+    before, brake = scrape(vllm_server.base), Brake(vllm_server)
+    # Ten frames, as in no other test: the first question must find nothing.
+    answers = [upload(vllm_server.base, clips["two"], prompt=f"Well, {n}?", nframes=10).json() for n in (1, 2)]
+    usages = [answer["usage"] for answer in answers]
+    after = scrape(vllm_server.base)
+    check_names(after)
+    told = {
+        "requests_total": 2,
+        "generation_tokens_total": sum(usage["completion_tokens"] for usage in usages),
+        "prompt_tokens_total": sum(usage["prompt_tokens"] for usage in usages),
+        "prefix_cache_queries_total": sum(usage["prompt_tokens"] for usage in usages),
+        "prefix_cache_hits_total": sum(usage["cached_tokens"] for usage in usages),
+        "mm_cache_queries_total": 10,  # five temporal patches, twice
+        "mm_cache_hits_total": 5,
+        "request_visual_tokens_sum": sum(usage["video_tokens"] for usage in usages),
+    }
+    told |= {
+        f"{name}_count": 2
+        for name in (
+            "time_to_first_token_seconds",
+            "e2e_request_latency_seconds",
+            "request_queue_time_seconds",
+            "request_preprocess_time_seconds",
+            "request_prefill_time_seconds",
+            "request_decode_time_seconds",
+        )
+    }
+    assert {name: grown(before, after, name) for name in told} == told
+    # vLLM tells of two steps at once where its front is busy: then there are fewer moments than tokens.
+    assert 2 < grown(before, after, "batch_size_sum") <= told["generation_tokens_total"]
+    assert 0 < grown(before, after, "inter_token_latency_seconds_count") <= told["generation_tokens_total"] - 2
+    assert usages[1]["cached_tokens"] > 0
+    computed = sum(usage["prompt_tokens"] - usage["cached_tokens"] for usage in usages)
+    assert grown(before, after, "prompt_tokens_computed_total") == computed
+    assert grown(before, after, "engine_steps_total") >= max(usage["completion_tokens"] for usage in usages)
+    assert after.value("model_info", backend="vllm") == 1
+    assert after.value("kv_cache_tokens") == 16384
+    assert after.value("device_memory_bytes") > 100 << 20
+
+    response = upload_stream(vllm_server.base, clips["one"], max_tokens=2000, ignore_eos="true")
+    stream = events(response)
+    assert any(name == "delta" for name, _ in stream)
+    with brake:
+        during = scrape(vllm_server.base)
+        assert during.value("num_requests_running", worker="0") == 1
+        assert 0 < during.value("kv_cache_usage_perc") < 0.5
+        response.close()
+    idle = scrape_until(vllm_server.base, lambda now: now.value("num_requests_running") == 0)
+    assert idle.value("kv_cache_usage_perc") == 0
+    assert grown(after, idle, "request_aborts_total", stage="generating") == 1
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips: dict[str, Path]) -> None:
@@ -79,12 +148,13 @@ def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips:
 
 
 def test_a_client_that_leaves_stops_the_answer(vllm_server: Server, clips: dict[str, Path]) -> None:
+    before = num_generated(vllm_server)
     response = upload_stream(vllm_server.base, clips["two"], max_tokens=2000, ignore_eos="true")
     arriving = events(response)  # held: requests closes the connection of an iterator that nobody has any more
     assert any(name == "delta" for name, _ in arriving)
     response.close()
     until(lambda: health(vllm_server)["workers"][0]["stats"]["num_running"] == 0)
-    assert health(vllm_server)["workers"][0]["stats"]["num_generated_tokens"] < 2000
+    assert num_generated(vllm_server) - before < 2000
 
 
 def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[str, Path]) -> None:

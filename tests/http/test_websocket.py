@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +14,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events
 from socket_client import EVENT, LAST, Socket, data_uri, open_socket
 from support import Server, start_server
-from watching import TricklingHost, decode_child, health, held, num_generated, wait_until
+from watching import HoldingHost, TricklingHost, decode_child, health, held, num_generated, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 ROWS = 2
@@ -379,22 +377,19 @@ def test_an_idle_socket_is_closed_and_one_that_waits_for_an_answer_is_not(hasty:
 
 
 def test_a_socket_takes_so_many_requests_and_the_server_too(hasty: Server, clips: dict[str, Path]) -> None:
-    with TricklingHost() as host, open_socket(hasty) as first, open_socket(hasty) as second:
+    with TricklingHost() as host, open_socket(hasty) as first:
         for name in ("a", "b", "c"):
             first.ask(name, host.url)
         error = first.until("error")
         assert (error["id"], error["error"]["code"], error["error"]["type"]) == ("c", "socket_full", "rate_limit_error")
-        for name in ("a", "b"):
-            second.ask(name, host.url)
-        error = second.until("error")
-        assert (error["id"], error["error"]["code"]) == ("b", "queue_full")
-        cancelled(first, "a")
-        second.ask("b", clips["one"])
-        assert second.answer()["text"] == ONE, "there is room again, once its last event is out"
-        first.say({"type": "cancel"})
-        second.say({"type": "cancel"})
-        first.closed()
-        second.closed()
+        with open_socket(hasty) as second:
+            for name in ("a", "b"):
+                second.ask(name, host.url)
+            error = second.until("error")
+            assert (error["id"], error["error"]["code"]) == ("b", "queue_full")
+            cancelled(first, "a")
+            second.ask("b", clips["one"])
+            assert second.answer()["text"] == ONE, "there is room again, once its last event is out"
 
 
 def test_who_does_not_read_is_dropped_and_its_requests_are_stopped(hasty: Server, clips: dict[str, Path]) -> None:
@@ -425,38 +420,6 @@ def send_for_ever(socket: Socket) -> None:
 
 
 # The drain
-
-
-class HoldingHost:
-    """A web server that sends a clip when it is told to."""
-
-    def __init__(self, clip: Path) -> None:
-        self.was_asked, self.may_send = threading.Event(), threading.Event()
-        host, content = self, clip.read_bytes()
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                host.was_asked.set()
-                host.may_send.wait(TIMEOUT)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/clip.mp4"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.may_send.set()
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def test_a_stopping_server_ends_what_it_has_begun_and_takes_no_more(clips: dict[str, Path], tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.server
+import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -16,8 +19,9 @@ from client import TIMEOUT
 from support import Server
 
 
-def health(server: Server) -> dict[str, Any]:
-    body: dict[str, Any] = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()
+def health(server: Server, headers: dict[str, str] | None = None) -> dict[str, Any]:
+    response = requests.get(server.base + "/v1/health/detailed", headers=headers, timeout=TIMEOUT)
+    body: dict[str, Any] = response.json()
     return body
 
 
@@ -45,6 +49,34 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
+
+
+def settle(server: Server) -> None:
+    """Wait until nothing is left of earlier tests' requests, whose clients may just have gone."""
+    wait_until(lambda: not any(count for name, count in held(server).items() if name != "spooled files"))
+
+
+class Brake:
+    """Holds a server's workers still, so that what runs is running for as long as a test looks at it.
+
+    Without it, an answer of many tokens would race with the test: it ends sooner on a fast machine, and the test comes
+    later on a busy one.  Made before the answer begins, since it asks the server who its workers are.
+    """
+
+    def __init__(self, server: Server, headers: dict[str, str] | None = None) -> None:
+        self._pids = [worker["pid"] for worker in health(server, headers)["workers"]]
+
+    def __enter__(self) -> Self:
+        self._send(signal.SIGSTOP)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        for pid in self._pids:
+            with suppress(ProcessLookupError):  # a test may kill it
+                os.kill(pid, number)
 
 
 def decode_child(server: Server) -> psutil.Process:
@@ -86,5 +118,38 @@ class TricklingHost:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class HoldingHost:
+    """A web server that sends a clip when it is told to."""
+
+    def __init__(self, clip: Path) -> None:
+        self.was_asked, self.may_send = threading.Event(), threading.Event()
+        host, content = self, clip.read_bytes()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                host.was_asked.set()
+                host.may_send.wait(TIMEOUT)
+                with suppress(ConnectionError):  # who asked may have been killed
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/clip.mp4"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.may_send.set()
         self._server.shutdown()
         self._server.server_close()

@@ -15,11 +15,12 @@ from cancelling import at_every_wait, until
 from web_server import Asked, answer, raw_answer, web_server
 
 from tru_vlm.errors import FetchError, PayloadTooLargeError
-from tru_vlm.intake import fetch
+from tru_vlm.intake import web_guard
 from tru_vlm.intake.addresses import is_allowed_address
-from tru_vlm.intake.fetch import FetchLimits, UrlFetcher, is_listed_host
+from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.intake.web_guard import WebGuard, is_listed_host
 
 CERTIFICATES = Path(__file__).parent / "certificates"
 MOVIE = b"movie" * 50_000
@@ -60,10 +61,12 @@ class Bench:
         self.fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=max_bytes, total_seconds=total_seconds, idle_seconds=idle_seconds),
-            allow_private=allow_private,
-            allowed_hosts=allowed_hosts,
-            resolver=self.resolver,
-            ssl_context=ssl_context,
+            guard=WebGuard(
+                allow_private=allow_private,
+                allowed_hosts=allowed_hosts,
+                resolver=self.resolver,
+                ssl_context=ssl_context,
+            ),
             cache=self.cache,
         )
 
@@ -148,7 +151,7 @@ def test_a_name_that_leads_inside_is_refused(tmp_path: Path, address: str) -> No
     async def scenario() -> None:
         async with web_server(answer(body=MOVIE)) as web:
             bench = Bench(tmp_path, resolver=Resolver([address]), allow_private=False)
-            with pytest.raises(FetchError, match="address that this server does not fetch from") as caught:
+            with pytest.raises(FetchError, match="address that this server does not go to") as caught:
                 await bench.fetcher.fetch(f"http://video.test:{web.port}/")
             assert caught.value.code == "url_not_allowed"
             assert address not in caught.value.message
@@ -162,8 +165,9 @@ def test_every_spelling_of_loopback_is_refused_with_the_real_resolver(tmp_path: 
     async def scenario() -> None:
         spool = Spool(tmp_path, 1 << 40, 0)
         async with web_server(answer(body=MOVIE)) as web:
+            fetcher = UrlFetcher(spool=spool, limits=FetchLimits(max_bytes=10), guard=WebGuard())
             with pytest.raises(FetchError):
-                await UrlFetcher(spool=spool, limits=FetchLimits(max_bytes=10)).fetch(f"http://{host}:{web.port}/")
+                await fetcher.fetch(f"http://{host}:{web.port}/")
             assert web.asked == []
 
     asyncio.run(scenario())
@@ -188,7 +192,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(tmp_path: Path, mon
 def pretend_public(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     """Let one loopback address stand for a public one; all others are judged as they are."""
     monkeypatch.setattr(
-        fetch,
+        web_guard,
         "is_allowed_address",
         lambda text, *, allow_private: text == address or is_allowed_address(text, allow_private=allow_private),
     )
@@ -251,7 +255,7 @@ def test_hosts_can_be_limited_to_a_list(tmp_path: Path) -> None:
         async with web_server(answer(302, location="http://elsewhere.test/")) as web:
             bench = Bench(tmp_path, allowed_hosts=frozenset({"*.example.test"}))
             for host in ("a.example.test", "elsewhere.test", "example.test"):
-                with pytest.raises(FetchError, match="host that this server does not fetch from"):
+                with pytest.raises(FetchError, match="host that this server does not go to"):
                     await bench.fetcher.fetch(f"http://{host}:{web.port}/")
             assert bench.resolver.asked == ["a.example.test"]
 
@@ -396,7 +400,7 @@ def test_a_name_that_does_not_exist(tmp_path: Path) -> None:
         raise OSError
 
     spool = Spool(tmp_path, 1 << 40, 0)
-    fetcher = UrlFetcher(spool=spool, limits=FetchLimits(max_bytes=10), resolver=unknown)
+    fetcher = UrlFetcher(spool=spool, limits=FetchLimits(max_bytes=10), guard=WebGuard(resolver=unknown))
     with pytest.raises(FetchError, match="could not be resolved"):
         asyncio.run(fetcher.fetch("http://nowhere.test/"))
 
@@ -596,7 +600,7 @@ def test_a_remembered_file_does_not_pass_the_guard(tmp_path: Path, monkeypatch: 
         async with web_server(answer(body=MOVIE, etag='"1"')) as web:
             url = f"http://video.test:{web.port}/"
             assert (await bench.fetcher.fetch(url)).size_bytes == len(MOVIE)
-            with pytest.raises(FetchError, match="address that this server does not fetch from"):
+            with pytest.raises(FetchError, match="address that this server does not go to"):
                 await bench.fetcher.fetch(url)
             assert len(web.asked) == 1
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forwarded import PROXY
 from support import Server, start_server
 
 from demo_model.generator import ClipSpec, Event, encode
@@ -64,10 +66,6 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedServer]:
         server.stop()
 
 
-PROXY = "127.0.0.2"
-"""An address of this machine from which the tests' proxy speaks."""
-
-
 @pytest.fixture(scope="session")
 def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server without keys, open to the network, which counts addresses, trusts a proxy and has small bounds."""
@@ -87,6 +85,17 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def one_minute() -> None:
+    """Begins when the clock's minute has some seconds left.
+
+    Rates are counted in these minutes, and what was counted in the last one fades from its end on: a test that went
+    over it would find room for one more.
+    """
+    if (left := 60.0 - time.time() % 60.0) < 6.0:
+        time.sleep(left)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from client import TIMEOUT
 from support import Server
 
+PROXY = "127.0.0.2"
+"""An address of this machine from which the tests' proxy speaks."""
 Reply = tuple[int, dict[str, Any]]
 
 

@@ -16,12 +16,14 @@ import requests
 from client import TIMEOUT, error_of
 from starlette.requests import HTTPConnection
 from support import free_port, require
+from watching import Brake
 
 from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.security.identity import client_network
 from tru_vlm.errors import InvalidRequestError, OverloadedError
 from tru_vlm.principal import Principal, RateLimits
 
+pytestmark = pytest.mark.usefixtures("one_minute")
 BODY = {"video_url": "http://127.0.0.1:65001/a.mp4", "prompt": "x"}
 
 
@@ -69,6 +71,7 @@ def test_seconds_of_video_in_a_minute(keyed, clip: Path) -> None:
 
 
 def test_questions_at_once(keyed, clip: Path) -> None:
+    brake = Brake(keyed.server, keyed.bearer("alice"))
     with clip.open("rb") as file:
         running = requests.post(
             keyed.base + "/v1/inference/upload",
@@ -80,7 +83,8 @@ def test_questions_at_once(keyed, clip: Path) -> None:
         )
     lines = running.iter_lines()  # held: the client closes the connection of an iterator that nobody holds
     assert next(lines)
-    refused = ask(keyed, "lonely", clip)
+    with brake:
+        refused = ask(keyed, "lonely", clip)
     assert (refused.status_code, error_of(refused)["code"]) == (429, "too_many_concurrent_requests")
     assert ask(keyed, "alice", clip).status_code == 200
     running.close()

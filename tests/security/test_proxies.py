@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
-from conftest import PROXY
-from forwarded import post
+import pytest
+from forwarded import PROXY, post
 from support import Server
 
+pytestmark = pytest.mark.usefixtures("one_minute")
 BODY = json.dumps({"video_url": "ftp://example.com/a.mp4", "prompt": "x"}).encode()
 
 

@@ -21,6 +21,7 @@ def test_no_key_no_socket(keyed, headers: dict[str, Any]) -> None:
     assert error["type"] == "authentication_error"
 
 
+@pytest.mark.usefixtures("one_minute")
 def test_each_question_counts_and_opening_does_not(keyed) -> None:
     for _ in range(3):
         with open_socket(keyed.server, additional_headers=keyed.bearer("socket")):

@@ -7,12 +7,14 @@ from typing import Any
 
 from tru_vlm.api.event_stream import sse
 from tru_vlm.api.openapi_jobs import ItemResponse, JobAnswer, JobCounts, JobError, ResultLine
+from tru_vlm.api.webhook_bodies import webhook_answer
 from tru_vlm.jobs.store import counts_of
 from tru_vlm.jobs.tables import Job, JobEvent, Result
+from tru_vlm.jobs.webhook_store import WebhookState
 
 
-def job_answer(job: Job, *, ttl_seconds: float) -> JobAnswer:
-    """A job."""
+def job_answer(job: Job, webhook: WebhookState | None, *, ttl_seconds: float) -> JobAnswer:
+    """A job, and how far the message about its end has come."""
     counts = JobCounts(**counts_of(job))
     expires_at = job.ended_at + ttl_seconds if job.ended_at is not None and ttl_seconds else None
     return JobAnswer(
@@ -28,6 +30,7 @@ def job_answer(job: Job, *, ttl_seconds: float) -> JobAnswer:
         expires_at=_whole(expires_at),
         results_url=f"/v1/jobs/{job.id}/results",
         events_url=f"/v1/jobs/{job.id}/events",
+        webhook=webhook_answer(webhook) if webhook else None,
     )
 
 

@@ -13,9 +13,11 @@ from tru_vlm.api.bodies import Body, GenerationParamsBody, VideoId, VideoParamsB
 from tru_vlm.api.chat_request import check_chat
 from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.schemas import ModelName, Prompt, UrlRequestBody, VideoUrl, build_request, check_length
+from tru_vlm.api.webhook_bodies import WebhookBody, webhook_of
 from tru_vlm.errors import InvalidRequestError, TruError
 from tru_vlm.intake.source import MediaSource
 from tru_vlm.jobs.tables import NewItem
+from tru_vlm.jobs.webhook_store import Webhook
 from tru_vlm.settings import Settings
 from tru_vlm.types import KeptVideo
 
@@ -39,6 +41,7 @@ class BatchHeadBody(Body):
     """What a batch says beside its items."""
 
     kind: Literal["batch"] = "batch"
+    webhook: WebhookBody | None = None
 
 
 class BatchJobBody(BatchHeadBody):
@@ -60,6 +63,7 @@ class BatchFormBody(Body):
             }
         ),
     ] = Field(description="JSON lines in the shape of OpenAI's batches, each of them a `BatchLineBody`.")
+    webhook: WebhookBody | None = Field(None, description="As JSON text.")
 
 
 class BatchLineBody(Body):
@@ -92,6 +96,7 @@ class LongVideoJobBody(Body):
         GenerationParamsBody(), description="How captions and answer are generated; `response_format` is the answer's."
     )
     model: ModelName | None = None
+    webhook: WebhookBody | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LongVideoJobBody:
@@ -135,10 +140,12 @@ class Batch:
     Attributes:
         items: the questions.
         videos: the kept videos that they name, each with the field that named it first.
+        webhook: where the batch's end is told.
     """
 
     items: list[NewItem] = field(default_factory=list)
     videos: dict[str, str] = field(default_factory=dict)
+    webhook: Webhook | None = None
     _names: set[str] = field(default_factory=set)
 
     def add(self, item: NewItem, checks: Checks, *, at: str) -> None:
@@ -183,12 +190,12 @@ def parse_batch(values: Mapping[str, Any], checks: Checks) -> Batch:
         TruError: naming the item and the field at fault.
     """
     given = values.get("items")
-    validate(BatchHeadBody, {name: value for name, value in values.items() if name != "items"})
+    head = validate(BatchHeadBody, {name: value for name, value in values.items() if name != "items"})
     if not isinstance(given, list):
         what = "is missing" if given is None else "must be a list"
         raise InvalidRequestError(f"The field items {what}.", param="items", code="missing_field")
     _check_number(len(given), checks, param="items")
-    batch = Batch()
+    batch = Batch(webhook=webhook_of(head.webhook))
     for index, item in enumerate(given):
         with _named(f"Item {index}", f"items.{index}"):
             if not isinstance(item, dict):
@@ -199,15 +206,33 @@ def parse_batch(values: Mapping[str, Any], checks: Checks) -> Batch:
     return batch
 
 
-def parse_lines(content: bytes, checks: Checks) -> Batch:
+def parse_form_webhook(text: str | None) -> Webhook | None:
+    """The field `webhook` of a form.
+
+    Raises:
+        InvalidRequestError: naming the field at fault.
+    """
+    if text is None:
+        return None
+    with _named("", "webhook"):
+        body = validate(WebhookBody, parse_object(text, what="field webhook"))
+    return webhook_of(body)
+
+
+def parse_lines(content: bytes, webhook: Webhook | None, checks: Checks) -> Batch:
     """A file of JSON lines.
+
+    Args:
+        content: the file.
+        webhook: where the batch's end is told.
+        checks: what lines are checked against.
 
     Raises:
         TruError: naming the line and the field at fault.
     """
     lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
     _check_number(len(lines), checks, param="file")
-    batch = Batch()
+    batch = Batch(webhook=webhook)
     for number, text in lines:
         with _named(f"Line {number}", f"file.{number}"):
             line = validate(BatchLineBody, parse_object(text, what="line"))

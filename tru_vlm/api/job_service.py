@@ -9,14 +9,15 @@ from typing import Any
 
 from tru_vlm.api.bodies import media_source, parse_object
 from tru_vlm.api.job_answers import job_answer
-from tru_vlm.api.job_bodies import Batch, Checks, parse_batch, parse_lines, parse_long_video
+from tru_vlm.api.job_bodies import Batch, Checks, parse_batch, parse_form_webhook, parse_lines, parse_long_video
 from tru_vlm.api.job_work import ServiceWork
 from tru_vlm.api.long_video import answer_of, spans_of, timeline_of
 from tru_vlm.api.openapi_jobs import JobAnswer, TimelineEntry
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stopping import is_stopping
+from tru_vlm.api.webhook_bodies import message_body, webhook_of
 from tru_vlm.database import Database
-from tru_vlm.errors import InvalidRequestError
+from tru_vlm.errors import FetchError, InvalidRequestError
 from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.jobs import tables
 from tru_vlm.jobs.bell import Bell, wait_for
@@ -25,10 +26,14 @@ from tru_vlm.jobs.process_lock import ProcessLock
 from tru_vlm.jobs.runner import JobRunner
 from tru_vlm.jobs.store import JobStore, new_job_id
 from tru_vlm.jobs.tables import Job, JobEvent, Kind, NewItem, Result
+from tru_vlm.jobs.webhook_deliverer import Retrying, WebhookDeliverer
+from tru_vlm.jobs.webhook_sender import PARAM, WebhookSender
+from tru_vlm.jobs.webhook_store import Webhook, WebhookStore
 from tru_vlm.types import KeptVideo
 
 _PAGE = 100
 _LOOK_SECONDS = 1.0
+_RESOLVE_SECONDS = 5.0
 _MAX_FIELD_BYTES, _MAX_FIELDS = 1 << 16, 8
 
 
@@ -59,6 +64,15 @@ class JobService:
             ttl_seconds=settings.job_ttl_seconds,
             is_stopping=is_stopping,
         )
+        self._webhooks = WebhookStore(self._database)
+        self._deliverer = WebhookDeliverer(
+            self._webhooks,
+            WebhookSender(service.web_guard, timeout_seconds=settings.webhook_timeout_seconds),
+            self._message_body,
+            lock=ProcessLock(settings.storage_dir / "webhooks.lock"),
+            bell=self._bell,
+            retrying=Retrying(settings.webhook_max_attempts, settings.webhook_retry_seconds),
+        )
 
     async def start(self) -> None:
         """Open the jobs, and go on with those that are not finished.
@@ -68,10 +82,12 @@ class JobService:
         """
         await self._database.start()
         self._runner.start()
+        self._deliverer.start()
 
     async def close(self) -> None:
         """Stop; the next start goes on."""
         await self._runner.close()
+        await self._deliverer.close()
         await self._database.close()
 
     async def stats(self) -> dict[str, int]:
@@ -81,13 +97,20 @@ class JobService:
             "items_running": self._runner.num_running
         }
 
-    def answer(self, job: Job) -> JobAnswer:
-        """The job as lists have it, without what was found out."""
-        return job_answer(job, ttl_seconds=self._service.settings.job_ttl_seconds)
+    async def answers(self, jobs: Sequence[Job]) -> list[JobAnswer]:
+        """Jobs as lists have them, without what was found out."""
+        ttl_seconds = self._service.settings.job_ttl_seconds
+        webhooks = await self._webhooks.states([job.number for job in jobs])
+        return [job_answer(job, webhooks.get(job.number), ttl_seconds=ttl_seconds) for job in jobs]
+
+    async def answer(self, job: Job) -> JobAnswer:
+        """The job as lists have it."""
+        (answer,) = await self.answers([job])
+        return answer
 
     async def whole_answer(self, job: Job) -> JobAnswer:
         """The job as clients read it; a long video's with its timeline and answer, as far as they are there."""
-        answer = self.answer(job)
+        answer = await self.answer(job)
         if job.kind == "long_video":
             answer.timeline = [TimelineEntry(**asdict(entry)) for entry in await timeline_of(self.store, job)]
             answer.answer = await answer_of(self.store, job)
@@ -125,11 +148,12 @@ class JobService:
             _check_fields(form.fields)
             if file is None:
                 raise InvalidRequestError("The file `file` is missing.", param="file", code="missing_field")
+            webhook = parse_form_webhook(form.fields.get("webhook"))
             content = await asyncio.to_thread(file.path.read_bytes)
         finally:
             if file is not None:
                 await spool.remove(file)
-        return await self._accept(await asyncio.to_thread(parse_lines, content, self._checks), owner)
+        return await self._accept(await asyncio.to_thread(parse_lines, content, webhook, self._checks), owner)
 
     async def _accept_long_video(self, values: dict[str, Any], owner: str) -> Job:
         body = await asyncio.to_thread(parse_long_video, values, self._checks)
@@ -140,26 +164,54 @@ class JobService:
             video = await self._service.library.store.get(source.id, owner, param=param)
             spans_of(body, video.content.duration_seconds, self._service.settings)
             videos[source.id] = param
-        return await self._add(owner, "long_video", {"request": values}, (), videos)
+        request = {name: value for name, value in values.items() if name != "webhook"}
+        return await self._add(owner, "long_video", {"request": request}, (), videos, webhook=webhook_of(body.webhook))
 
     async def _accept(self, batch: Batch, owner: str) -> Job:
-        return await self._add(owner, "batch", {}, batch.items, batch.videos)
+        return await self._add(owner, "batch", {}, batch.items, batch.videos, webhook=batch.webhook)
 
     async def _add(
-        self, owner: str, kind: Kind, body: dict[str, Any], items: Sequence[NewItem], videos: Mapping[str, str]
+        self,
+        owner: str,
+        kind: Kind,
+        body: dict[str, Any],
+        items: Sequence[NewItem],
+        videos: Mapping[str, str],
+        *,
+        webhook: Webhook | None,
     ) -> Job:
         """Accept a job, with links of its own to the kept videos that it names, by the fields that name them."""
         await self.store.check_room()
+        if webhook is not None:
+            await self._check(webhook)
         job_id = new_job_id()
         try:
             for video_id, param in videos.items():
                 await self._keep(job_id, video_id, owner, param)
-            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items)
+            job = await self.store.add(job_id, owner=owner, kind=kind, body=body, items=items, webhook=webhook)
         except BaseException:
             await self._files.remove(job_id)
             raise
         self._bell.ring()
         return job
+
+    async def _check(self, webhook: Webhook) -> None:
+        """Refuse an address where nothing would be sent.  One that is not known now may be later."""
+        guard = self._service.web_guard
+        url = guard.parse(webhook.url, PARAM)
+        try:
+            await guard.addresses(url, PARAM, timeout_seconds=_RESOLVE_SECONDS)
+        except FetchError as error:
+            if error.code == "url_not_allowed":
+                raise
+
+    async def _message_body(self, number: int) -> str | None:
+        """What is told of a job that has ended; None if it is gone, or goes on."""
+        job = await self.store.by_number(number)
+        if job is None or job.ended_at is None:
+            return None
+        answer = job_answer(job, None, ttl_seconds=self._service.settings.job_ttl_seconds)
+        return message_body(answer, status=job.status, ended_at=job.ended_at)
 
     async def _keep(self, job_id: str, video_id: str, owner: str, param: str) -> None:
         """Give the job a link of its own to a kept video."""
@@ -221,7 +273,7 @@ class JobService:
 
 
 def _check_fields(fields: Mapping[str, str]) -> None:
-    unknown = sorted(set(fields) - {"file"})
+    unknown = sorted(set(fields) - {"file", "webhook"})
     if unknown:
-        text = f"Unknown field {unknown[0]!r}; accepted is file."
+        text = f"Unknown field {unknown[0]!r}; accepted are file and webhook."
         raise InvalidRequestError(text, param=unknown[0], code="unknown_field")

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import litserve
 import numpy as np
 
+from tru_vlm.api.litserve_seams import own_worker_id
+from tru_vlm.api.start_progress import StartNote, StartProgress, note_path
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import Engine, EngineEvent, EngineRequest, FailEvent, MediaInput
 from tru_vlm.errors import InternalError, TruError
@@ -52,13 +55,33 @@ class VideoLitAPI(litserve.LitAPI):
         self.server_pid = os.getpid()  # built by the server, then copied into the workers
 
     def setup(self, device: str | Sequence[str]) -> None:
-        """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker."""
+        """Load the model onto ``device`` (``"cpu"``, ``"cuda:0"``, ``"mps:0"``, or several cards); once per worker.
+
+        Raises:
+            ValueError: if the model cannot be loaded there; the text names the setting.
+            InternalError: if it can, and answers nothing.
+        """
         configure_logs(self.settings.log_format, self.settings.log_level)
-        self.engine = create_engine(self.settings, device, num_cpu_engines=self.num_cpu_engines)
+        note = StartNote(note_path(self.socket_directory, own_worker_id()), self.settings.model_path)
+        try:
+            self.engine = self._started_engine(device, note)
+        finally:
+            note.remove()
         self.tracing = Tracing(trace_target(self.settings))
         self.tracing.start("worker")
         adopt_libraries()
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)
+
+    def _started_engine(self, device: str | Sequence[str], note: StartNote) -> Engine:
+        begun = time.monotonic()
+        logger.info("worker %d loads %s", os.getpid(), self.settings.model_path)
+        note.tell(StartProgress("loading"))
+        engine = create_engine(self.settings, device, num_cpu_engines=self.num_cpu_engines, on_loaded=note.loaded)
+        loaded = time.monotonic()
+        note.tell(StartProgress("warming_up", 1.0))
+        engine.warm_up()
+        logger.info("loaded in %.1f s, warmed up in %.1f s", loaded - begun, time.monotonic() - loaded)
+        return engine
 
     def decode_request(self, request: WorkerRequest, **_: object) -> EngineRequest:
         """Map the frames of ``request`` into memory; pixels are read when the engine needs them.

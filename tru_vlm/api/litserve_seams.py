@@ -81,6 +81,11 @@ def devices_of(place: Placement) -> list[Any]:
     return group_devices([[f"{connector.accelerator}:{number}"] for number in cards], place.devices_per_worker)
 
 
+def own_worker_id() -> int:
+    """Which of its model's workers this process is, from 0."""
+    return int(os.environ["LITSERVE_WORKER_ID"])
+
+
 class OwnRoutesSpec(LitSpec):
     """Tells LitServe that the LitAPI's routes are registered elsewhere (in ``api/routes``)."""
 
@@ -135,13 +140,21 @@ class WorkerServer(litserve.LitServer):
         return devices
 
     def verify_worker_status(self) -> None:
-        """Wait until each model has a worker that is ready.
+        """Nothing to wait for: LitServe would open the port only when a model has loaded, and nobody could be told."""
+
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: Any) -> None:
+        # LitServe starts a worker again as often as it ends; one that has never come up never will.
+        self.wait_until_up()
+        super()._start_worker_monitoring(manager, uvicorn_workers)
+
+    def wait_until_up(self) -> None:
+        """Wait until each model has a worker that is ready, or the server is told to stop.
 
         Raises:
-            StartError: if one fails or dies first.  (LitServe's own would wait for ever for one that was killed.)
+            StartError: if one fails or dies first.
         """
         waiting = {path.rpartition("/")[-1]: place.model for path, place in self._places.items()}
-        while True:
+        while not self._shutdown_event.is_set():
             states = [(key.rpartition("_")[0], state) for key, state in self.workers_setup_status.items()]
             for endpoint, state in states:
                 if state == WorkerSetupStatus.READY:
@@ -151,8 +164,6 @@ class WorkerServer(litserve.LitServer):
             for endpoint, state in states:
                 if state == WorkerSetupStatus.ERROR and endpoint in waiting:
                     raise StartError(f"A worker could not load the model {waiting[endpoint]}; the lines above say why.")
-            if self._shutdown_event.is_set():
-                raise StartError("Stopped while the model was loading.")
             if not all(worker.is_alive() for worker in self.inference_workers):
                 names = " or ".join(waiting.values())
                 raise StartError(f"A worker process died while it loaded the model {names} (out of memory?).")

@@ -1,5 +1,5 @@
-"""Finds times in an answer's text, such as ``<4.2 seconds>`` or ``0:12–0:19``: while it streams in, to show them as
-links, and in the whole, as moments.  It knows no HTML.
+"""Finds times in an answer's text, such as ``<4.2 seconds>`` or ``0:12–0:19``: to show them as links, and as moments.
+It knows no HTML.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _TIME = re.compile(
     r"<(?P<stamp>\d{1,6}(?:\.\d{1,3})?) ?(?:seconds|second|sec|s)>"
     r"|(?<![\d:.])(?P<clock>(?:\d{1,3}:)?[0-5]?\d:[0-5]\d(?:\.\d{1,3})?)(?![\d:])"
 )
-# What may still become a time when more text comes. Bounded, so that text is never held back for long.
-_UNFINISHED = re.compile(r"(?:<[\d.]{0,10}(?: ?[second]{0,7})?|(?<![\d:.])\d[\d:.]{0,12})\Z")
+UNFINISHED_TIME = re.compile(r"(?:<[\d.]{0,10}(?: ?[second]{0,7})?|(?<![\d:.])\d[\d:.]{0,12})\Z")
+"""What may still become a time when more text comes.  Bounded, so that text is never held back for long."""
 _BETWEEN = re.compile(r"\s*(?:[-\u2012-\u2015]|to|until|till)\s*", re.IGNORECASE)
 """What makes a span of the times on both of its sides.  "And" does not: two events are named so more often."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
@@ -29,26 +29,6 @@ class TextPiece:
 
     text: str
     seconds: float | None = None
-
-
-class TimeFinder:
-    """Splits streamed text into plain pieces and times.  The pieces, joined, are exactly the text that came."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> list[TextPiece]:
-        """The pieces that are complete now; what may be the beginning of a time is held back."""
-        text = self._held + text
-        unfinished = _UNFINISHED.search(text)
-        cut = unfinished.start() if unfinished else len(text)
-        self._held = text[cut:]
-        return split_times(text[:cut])
-
-    def finish(self) -> list[TextPiece]:
-        """What was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        return split_times(held)
 
 
 def split_times(text: str) -> list[TextPiece]:

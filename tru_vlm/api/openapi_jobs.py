@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from tru_vlm.api.job_bodies import BatchFormBody, BatchJobBody, BatchLineBody, LongVideoJobBody
 from tru_vlm.api.openapi import ANSWER_EXAMPLE, ERROR_RESPONSES, body_of, error_entry, merge_bodies
+from tru_vlm.api.webhook_bodies import WebhookAnswer
 from tru_vlm.jobs.tables import ItemStatus, JobStatus, Kind
 
 JobIdPath = Annotated[str, Path(max_length=128, description="The job's `id`.")]
@@ -64,6 +65,7 @@ class JobAnswer(BaseModel):
     answer: str | None = Field(None, description="Of a long video: the answer, once the timeline is complete.")
     results_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/results"])
     events_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/events"])
+    webhook: WebhookAnswer | None = Field(None, description="Null where the job has none.")
 
 
 class JobList(BaseModel):

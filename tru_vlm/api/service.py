@@ -29,6 +29,7 @@ from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import MediaSource, VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
 from tru_vlm.intake.url_cache import UrlCache
+from tru_vlm.intake.web_guard import WebGuard
 from tru_vlm.plans import PlanAnswer
 from tru_vlm.principal import Principal
 from tru_vlm.processor.profile import ModelProfile
@@ -159,11 +160,14 @@ class InferenceService:
             max_source_pixels=settings.max_source_pixels,
         )
         self.url_cache = UrlCache(spool=self.spool, max_bytes=settings.url_cache_bytes)
+        self.web_guard = WebGuard(
+            allow_private=settings.allow_private_urls,
+            allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
+        )
         fetcher = UrlFetcher(
             spool=self.spool,
             limits=FetchLimits(max_bytes=settings.max_upload_bytes, total_seconds=settings.fetch_timeout_seconds),
-            allow_private=settings.allow_private_urls,
-            allowed_hosts=frozenset(filter(None, map(str.strip, settings.allowed_url_hosts.split(",")))),
+            guard=self.web_guard,
             cache=self.url_cache,
         )
         stores = build_stores(settings, self.spool)

@@ -19,6 +19,7 @@ from pathlib import Path
 from tru_vlm.api.affinity import Affinity, AffinityStats
 from tru_vlm.api.engine_totals import EngineTotals
 from tru_vlm.api.link import Abort, Events, Hello, Submit, WorkerConnection, socket_path
+from tru_vlm.api.start_progress import StartProgress, note_path, read_note
 from tru_vlm.engine.base import EngineEvent, EngineStats, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import UnavailableError
 from tru_vlm.telemetry.metrics import Observer
@@ -72,6 +73,7 @@ class WorkerState:
         num_requests: what it has now.
         num_requests_total: what it was given so far, before restarts too.
         restarts: how often it died.
+        start: how far its start is; None when it is ready.
         hello: who it is; None while it starts.
         stats: how its engine was when it last told; None while it starts.
         totals: what its engine has done, before restarts too.
@@ -82,6 +84,7 @@ class WorkerState:
     num_requests: int
     num_requests_total: int
     restarts: int
+    start: StartProgress | None
     hello: Hello | None
     stats: EngineStats | None
     totals: EngineTotals
@@ -171,6 +174,7 @@ class WorkerPool:
                 num_requests=len(w.tickets),
                 num_requests_total=w.num_requests_total,
                 restarts=w.restarts,
+                start=None if w.connection else read_note(note_path(self._directory, w.worker_id)),
                 hello=w.hello,
                 stats=w.stats,
                 totals=w.totals,

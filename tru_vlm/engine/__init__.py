@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tru_vlm.engine.base import Engine
 from tru_vlm.settings import Settings
 
 
-def create_engine(settings: Settings, device: str | Sequence[str], *, num_cpu_engines: int | None = None) -> Engine:
+def create_engine(
+    settings: Settings,
+    device: str | Sequence[str],
+    *,
+    num_cpu_engines: int | None = None,
+    on_loaded: Callable[[float], None] = lambda _: None,
+) -> Engine:
     """Load the model and make it ready, in a process that is the engine's own: it chooses PyTorch's threads.
 
     Args:
@@ -19,6 +25,7 @@ def create_engine(settings: Settings, device: str | Sequence[str], *, num_cpu_en
         device: where this engine runs: "cpu", "mps", "cuda" or "cuda:1"; chosen by the caller, one per worker.
             Several cards for an engine that splits the model over them.
         num_cpu_engines: how many share this machine's cores, if the device is its CPU; by default those of one model.
+        on_loaded: is told the share of the weights that has been read, 0 to 1, by engines that know.
 
     Raises:
         ValueError: if the backend or the model cannot be used; the text names the setting.
@@ -26,10 +33,10 @@ def create_engine(settings: Settings, device: str | Sequence[str], *, num_cpu_en
     devices = [device] if isinstance(device, str) else list(device)
     if settings.model_backend == "vllm":
         return _create_vllm(settings, devices)
-    return _create_hf(settings, devices[0], num_cpu_engines or settings.workers_per_device)
+    return _create_hf(settings, devices[0], num_cpu_engines or settings.workers_per_device, on_loaded)
 
 
-def _create_hf(settings: Settings, device: str, num_cpu_engines: int) -> Engine:
+def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded: Callable[[float], None]) -> Engine:
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
     from tru_vlm.engine.hf.loading import leave_a_core
@@ -50,7 +57,7 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int) -> Engine:
         feature_cache_bytes=settings.feature_cache_bytes,
         cuda_graphs=settings.cuda_graphs,
     )
-    return HfEngine.load(config)
+    return HfEngine.load(config, on_loaded)
 
 
 def _create_vllm(settings: Settings, devices: list[str]) -> Engine:

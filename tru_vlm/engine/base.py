@@ -188,6 +188,16 @@ class Engine(Protocol):
         """What was loaded."""
         ...
 
+    def warm_up(self) -> None:
+        """Before the first request: answer one about made-up frames, through every stage, and forget it.
+
+        Caches, counters and statistics are as before.
+
+        Raises:
+            InternalError: if it cannot be answered.
+        """
+        ...
+
     def submit(self, request: EngineRequest) -> None:
         """Take a request in; it joins the batch at a later step.
 

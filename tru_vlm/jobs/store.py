@@ -30,6 +30,7 @@ from tru_vlm.jobs.tables import (
     job_of,
     result_of,
 )
+from tru_vlm.jobs.webhook_store import Webhook, announce, register, take_back
 
 Clock = Callable[[], float]
 
@@ -64,8 +65,17 @@ class JobStore:
         kind: Kind,
         body: dict[str, Any],
         items: Sequence[NewItem],
+        webhook: Webhook | None = None,
     ) -> Job:
         """Accept a job.  A job without items is to be prepared first.
+
+        Args:
+            job_id: a new one.
+            owner: whose it is.
+            kind: what it is.
+            body: what it asks, beside its items.
+            items: its questions.
+            webhook: where its end is told.
 
         Raises:
             OverloadedError: too many are unfinished.
@@ -80,6 +90,8 @@ class JobStore:
             ).lastrowid
             assert number is not None  # noqa: S101 - a row was inserted
             _add_items(connection, number, items)
+            if webhook is not None:
+                register(connection, number, webhook)
             _tell_status(connection, number, "queued")
             return _job(connection, number)
 
@@ -312,6 +324,7 @@ class JobStore:
                 "(SELECT place FROM items WHERE job = :job AND status = 'queued')))",
                 {"job": job.number},
             )
+            take_back(connection, job.number)
             _tell_status(connection, job.number, "queued")
             return _job(connection, job.number)
 
@@ -368,10 +381,12 @@ class JobStore:
     def _end(
         self, connection: sqlite3.Connection, number: int, status: JobStatus, error: dict[str, Any] | None
     ) -> None:
+        now = self._clock()
         connection.execute(
             "UPDATE jobs SET status = ?, error = ?, ended_at = ? WHERE number = ?",
-            (status, json.dumps(error) if error else None, self._clock(), number),
+            (status, json.dumps(error) if error else None, now, number),
         )
+        announce(connection, number, now)
         _tell(connection, number, "done", {})
 
 

@@ -58,6 +58,21 @@ MIGRATIONS = (
       PRIMARY KEY (job, number)
     );
     """,
+    """
+    CREATE TABLE webhooks (
+      job INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
+      url TEXT NOT NULL,
+      secret TEXT NOT NULL,
+      status TEXT NOT NULL DEFAULT 'waiting',
+      message_id TEXT,
+      num_attempts INTEGER NOT NULL DEFAULT 0,
+      last_attempt_at REAL,
+      next_attempt_at REAL,
+      status_code INTEGER,
+      error TEXT
+    );
+    CREATE INDEX webhooks_due ON webhooks (next_attempt_at) WHERE next_attempt_at IS NOT NULL;
+    """,
 )
 
 

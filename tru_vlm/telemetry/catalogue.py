@@ -177,12 +177,14 @@ URL_CACHE_QUERIES = _counter("url_cache_queries", "URLs that were looked up in t
 URL_CACHE_HITS = _counter("url_cache_hits", "URLs whose unchanged file was there.")
 CACHE_BYTES = _gauge(
     "cache_bytes",
-    "Size of what is cached, by tier: `frame_memory`, `frame_disk`, `url`, `feature`, `prefix`. Of all workers.",
+    "Size of what is cached, by tier: `frame_memory`, `frame_disk`, `url`, `feature`, `prefix`. Of all workers; "
+    "vLLM does not tell those of the last two.",
     "tier",
 )
 CACHE_EVICTIONS = _counter(
     "cache_evictions",
-    "What gave way for space: entries of `frame` (memory and disk), temporal patches of `feature`, blocks of `prefix`.",
+    "What gave way for space: entries of `frame` (memory and disk), temporal patches of `feature`, blocks of `prefix`; "
+    "vLLM does not tell of the last two.",
     "tier",
 )
 FRAME_CACHE_DEMOTIONS = _counter("frame_cache_demotions", "Entries that moved from memory to disk for space.")

@@ -721,6 +721,8 @@ export interface paths {
          * Ready
          * @description Whether to send requests here: 503 until every model has come up, and while no worker can answer.
          *
+         *     A model has come up when a worker has loaded it and has answered a first question of its own.
+         *
          *     Needs no key.  A server that drains takes no connections any more, so that this fails too.
          */
         get: operations["ready_v1_health_ready_get"];
@@ -1037,6 +1039,8 @@ export interface components {
              * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/events
              */
             events_url: string;
+            /** @description Null where the job has none. */
+            webhook?: components["schemas"]["WebhookAnswer"] | null;
         };
         /**
          * JobCounts
@@ -1470,6 +1474,43 @@ export interface components {
             frames_url?: string | null;
         };
         /**
+         * WebhookAnswer
+         * @description How far the message about the job's end has come.
+         */
+        WebhookAnswer: {
+            /**
+             * Url
+             * @description Without its query.
+             * @example https://example.com/hooks/tru
+             */
+            url: string;
+            /**
+             * Status
+             * @description `waiting` for the job's end; `pending`: it is sent, and again until it is taken; `delivered`; `failed`: it was not taken, and is not sent again.
+             * @enum {string}
+             */
+            status: "waiting" | "pending" | "delivered" | "failed";
+            /** Attempts */
+            attempts: number;
+            /**
+             * Last Attempt At
+             * @description Seconds since 1970.
+             */
+            last_attempt_at: number | null;
+            /** Next Attempt At */
+            next_attempt_at: number | null;
+            /**
+             * Status Code
+             * @description What the last attempt was answered with.
+             */
+            status_code: number | null;
+            /**
+             * Error
+             * @description Why the last attempt failed.
+             */
+            error: string | null;
+        };
+        /**
          * WholeChatAnswer
          * @description A chat with its turns.
          */
@@ -1527,6 +1568,11 @@ export interface components {
              * @description JSON lines in the shape of OpenAI's batches, each of them a `BatchLineBody`.
              */
             file: string;
+            /**
+             * @description As JSON text.
+             * @default null
+             */
+            webhook?: components["schemas"]["WebhookBody"] | null;
         };
         /**
          * BatchItemBody
@@ -1611,6 +1657,8 @@ export interface components {
              * @constant
              */
             kind?: "batch";
+            /** @default null */
+            webhook?: components["schemas"]["WebhookBody"] | null;
             /**
              * Items
              * @description The questions.
@@ -2626,6 +2674,8 @@ export interface components {
              * @default null
              */
             model?: string | null;
+            /** @default null */
+            webhook?: components["schemas"]["WebhookBody"] | null;
         };
         /**
          * MediaIoKwargs
@@ -4140,6 +4190,25 @@ export interface components {
              * @default null
              */
             video_id?: string | null;
+        };
+        /**
+         * WebhookBody
+         * @description Where the job's end is told, by the scheme of https://www.standardwebhooks.com.
+         */
+        WebhookBody: {
+            /**
+             * Url
+             * @description http or https; the same addresses are refused as of videos, and redirects are not followed.
+             * @example https://example.com/hooks/tru
+             */
+            url: string;
+            /**
+             * Secret
+             * Format: password
+             * @description The key of the signature: `whsec_` and 24 to 64 random bytes in base64. It is never answered.
+             * @example whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw
+             */
+            secret: string;
         };
         /**
          * FittedPlan
@@ -8531,7 +8600,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8539,7 +8608,8 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "status": "unavailable"
+                     *       "status": "loading",
+                     *       "weights_loaded": 0.42
                      *     }
                      */
                     "application/json": unknown;
@@ -8613,7 +8683,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8621,7 +8691,8 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "status": "unavailable"
+                     *       "status": "loading",
+                     *       "weights_loaded": 0.42
                      *     }
                      */
                     "application/json": unknown;

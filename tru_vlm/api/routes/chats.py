@@ -71,7 +71,7 @@ def build_router(service: InferenceService, chats: Chats) -> APIRouter:
         body = validate(ChatTitleBody, parse_object(await receive_json(service, request)))
         return chat_answer(await chats.store.rename(owner_of(request), chat_id, body.title))
 
-    @router.delete("/v1/chats/{chat_id}", status_code=204, responses=CHAT_RESPONSES)
+    @router.delete("/v1/chats/{chat_id}", status_code=204, response_model=None, responses=CHAT_RESPONSES)
     async def delete(chat_id: ChatIdPath, request: Request) -> None:
         """Remove a chat. Its videos stay; a turn that runs is answered, and not stored."""
         await chats.store.delete(owner_of(request), chat_id)

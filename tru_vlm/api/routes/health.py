@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,13 +16,17 @@ from tru_vlm.api.job_service import JobService
 from tru_vlm.api.models import Model
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
+from tru_vlm.api.start_progress import StartProgress
 from tru_vlm.api.workers import WorkerState
 from tru_vlm.engine.base import EngineStats
 
 _UP = {"content": {"application/json": {"example": {"status": "ok"}}}}
 _DOWN = {
-    "description": "No worker can answer yet, or any more.",
-    "content": {"application/json": {"example": {"status": "unavailable"}}},
+    "description": (
+        "No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that "
+        "is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known."
+    ),
+    "content": {"application/json": {"example": {"status": "loading", "weights_loaded": 0.42}}},
 }
 _READY: dict[int | str, dict[str, Any]] = {200: _UP, 503: _DOWN}
 _LIVE: dict[int | str, dict[str, Any]] = {200: _UP}
@@ -39,7 +43,9 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
 
     def readiness() -> Response:
         now = status()
-        return JSONResponse({"status": now}, 503 if now == "unavailable" else 200)
+        if now != "unavailable":
+            return JSONResponse({"status": now})
+        return JSONResponse(_start(service.models), 503)
 
     @router.get("/v1/health", responses=_READY)
     async def health() -> Response:
@@ -60,6 +66,8 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     @router.get("/v1/health/ready", responses=_READY)
     async def ready() -> Response:
         """Whether to send requests here: 503 until every model has come up, and while no worker can answer.
+
+        A model has come up when a worker has loaded it and has answered a first question of its own.
 
         Needs no key.  A server that drains takes no connections any more, so that this fails too.
         """
@@ -115,6 +123,24 @@ def _status(states: Sequence[WorkerState]) -> str:
     return "degraded" if any(state.is_ready for state in states) else "unavailable"
 
 
+def _start(models: Iterable[Model]) -> dict[str, Any]:
+    """How far the start is of the model that is behind the others, of those that cannot answer."""
+    starts = [_furthest(model.workers.states()) for model in models]
+    last = min((start for start in starts if start is not None), key=lambda start: start.rank)
+    return _progress(last)
+
+
+def _furthest(states: Sequence[WorkerState]) -> StartProgress | None:
+    """The start of the worker that will be there first; None where one is."""
+    starts = [state.start for state in states if state.start is not None]
+    return None if len(starts) < len(states) else max(starts, key=lambda start: start.rank)
+
+
+def _progress(start: StartProgress) -> dict[str, Any]:
+    told = {"status": start.stage, "weights_loaded": start.weights_loaded}
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def _identity(model: Model) -> dict[str, Any]:
     profile = model.profile
     return {
@@ -161,7 +187,8 @@ def _worker(model: Model, state: WorkerState) -> dict[str, Any]:
     return {
         "model": model.name,
         "worker_id": state.worker_id,
-        "state": "ready" if state.is_ready else "starting",
+        "state": "ready" if state.start is None else state.start.stage,
+        "weights_loaded": state.start.weights_loaded if state.start else 1.0,
         "restarts": state.restarts,
         "num_requests": state.num_requests,
         "num_requests_total": state.num_requests_total,

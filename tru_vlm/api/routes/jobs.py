@@ -54,7 +54,7 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
                 job = await jobs.submit(await receive_json(service, request), owner=owner)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return JSONResponse(jobs.answer(job).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})
+        return JSONResponse((await jobs.answer(job)).model_dump(), 202, {"Location": f"/v1/jobs/{job.id}"})
 
     @router.get("/v1/jobs")
     async def list_jobs(
@@ -70,7 +70,7 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
         found = await jobs.store.page(owner_of(request), below=below, limit=limit + 1, status=status)
         page, has_more = found[:limit], len(found) > limit
         next_cursor = str(page[-1].number) if has_more else None
-        return JobList(data=[jobs.answer(job) for job in page], has_more=has_more, next_cursor=next_cursor)
+        return JobList(data=await jobs.answers(page), has_more=has_more, next_cursor=next_cursor)
 
     @router.get("/v1/jobs/{job_id}", responses=JOB_RESPONSES)
     async def get_job(job_id: JobIdPath, request: Request) -> JobAnswer:
@@ -80,12 +80,12 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
     @router.post("/v1/jobs/{job_id}/resume", responses=RESUME_RESPONSES)
     async def resume(job_id: JobIdPath, request: Request) -> JobAnswer:
         """Go on with a job that was cancelled or failed: what was not answered is asked again, and nothing else."""
-        return jobs.answer(await jobs.resume(job_id, owner_of(request)))
+        return await jobs.answer(await jobs.resume(job_id, owner_of(request)))
 
     @router.delete("/v1/jobs/{job_id}", response_model=JobAnswer, responses=DELETE_RESPONSES)
     async def cancel_or_delete(job_id: JobIdPath, request: Request) -> Response:
         """Cancel a job that has not ended (what it got so far stays, and it can be resumed); delete one that has."""
         job = await jobs.cancel_or_delete(job_id, owner_of(request))
-        return Response(status_code=204) if job is None else JSONResponse(jobs.answer(job).model_dump())
+        return Response(status_code=204) if job is None else JSONResponse((await jobs.answer(job)).model_dump())
 
     return router

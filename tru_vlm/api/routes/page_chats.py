@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from tru_vlm.api import schemas
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.chats_bodies import TurnBody
-from tru_vlm.api.moments import TextPiece, split_times
 from tru_vlm.api.recorded_stream import RecordedStream
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.chats.records import Chat, Turn
@@ -37,20 +36,12 @@ class ShownVideo:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownTurn:
-    """A stored turn and its answer's text in pieces."""
-
-    turn: Turn
-    pieces: list[TextPiece]
-
-
-@dataclass(frozen=True, slots=True)
 class ShownChat:
     """A stored chat, its turns the newest first; ``video`` is None if it has gone."""
 
     id: str
     video: ShownVideo | None
-    turns: list[ShownTurn]
+    turns: list[Turn]
 
 
 async def start_turn(service: InferenceService, chats: Chats, form: ParsedForm, principal: Principal) -> StartedTurn:
@@ -98,8 +89,7 @@ async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
     """
     chat, turns = await chats.store.with_turns(owner, chat_id)
     video = (await chats.videos(chat))[0]
-    shown = [ShownTurn(turn, split_times(turn.text)) for turn in reversed(turns)]
-    return ShownChat(chat.id, _shown(video) if video else None, shown)
+    return ShownChat(chat.id, _shown(video) if video else None, turns[::-1])
 
 
 def _shown(video: Video) -> ShownVideo:

@@ -1,6 +1,6 @@
 """Turns requests' events into the page's HTML: templates, formats, and what they are given.  It knows no routes.
 
-Whatever a model or a client wrote is escaped here and stays text.
+Whatever a client wrote is escaped here and stays text; what a model wrote is ``markdown_html.py``'s business.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from tru_vlm import __version__
-from tru_vlm.api.moments import TextPiece, TimeFinder
+from tru_vlm.api.markdown_html import clock, render_markdown
+from tru_vlm.api.markdown_stream import MarkdownStream, ShownBlock
 from tru_vlm.api.routes.page_chats import ShownChat
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
@@ -189,7 +190,12 @@ class PageRenderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters.update(clock=clock, piece=_piece_html, seconds=format_seconds, filesize=format_bytes)
+        self._environment.filters.update(
+            clock=clock,
+            markdown=lambda text, address="": Markup(render_markdown(text, address)),  # noqa: S704 - it is sanitised
+            seconds=format_seconds,
+            filesize=format_bytes,
+        )
         self._environment.globals.update(
             asset=lambda name: f"static/{name}?v={content_version(static_dir / name)}",
             htmx_config=json.dumps(_HTMX_CONFIG),
@@ -229,14 +235,16 @@ class AnswerEvents:
     Args:
         renderer: the templates.
         token: claims the answer.
+        address: of the page that shows its chat, relative.
         shows_model: whether its last line tells which model answered.
     """
 
-    def __init__(self, renderer: PageRenderer, token: str, *, shows_model: bool = False) -> None:
+    def __init__(self, renderer: PageRenderer, token: str, *, address: str = "", shows_model: bool = False) -> None:
         self._renderer = renderer
         self._token = token
         self._shows_model = shows_model
-        self._times = TimeFinder()
+        self._text = MarkdownStream(address)
+        self._num_blocks = 0
 
     def render(self, event: RequestEvent) -> bytes:
         """What the browser is sent for ``event``; may be nothing."""
@@ -247,7 +255,7 @@ class AnswerEvents:
                 frames = frame_images(event.video)
                 return self._renderer.event("video", token=self._token, video=event.video, frames=frames)
             case DeltaEvent():
-                return delta_event(self._times.feed(event.text))
+                return self._delta(self._text.feed(event.text))
             case DoneEvent():
                 return self._rest() + self._renderer.event("done", answer=event.answer, shows_model=self._shows_model)
             case ErrorEvent():
@@ -261,7 +269,14 @@ class AnswerEvents:
         return self._renderer.event("failed", message=error.message, param=form_field(error) or "")
 
     def _rest(self) -> bytes:
-        return delta_event(self._times.finish())
+        return self._delta(self._text.finish())
+
+    def _delta(self, blocks: Sequence[ShownBlock]) -> bytes:
+        """New text: blocks that are there already are patched, the others added; nothing if there are none."""
+        if not blocks:
+            return b""
+        first_new, self._num_blocks = self._num_blocks, blocks[-1].number + 1
+        return self._renderer.event("delta", token=self._token, blocks=blocks, first_new=first_new)
 
 
 def sse_event(name: str, html: str) -> bytes:
@@ -269,26 +284,6 @@ def sse_event(name: str, html: str) -> bytes:
     lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     data = "".join(f"data: {line}\n" for line in lines)
     return f"event: {name}\n{data}\n".encode()
-
-
-def delta_event(pieces: Sequence[TextPiece]) -> bytes:
-    """New text as an event; nothing if there is none."""
-    if not pieces:
-        return b""
-    html = "".join(_piece_html(piece) for piece in pieces)
-    # As references, line ends survive both the event format and the HTML parser.
-    return sse_event("delta", html.replace("\r", "&#13;").replace("\n", "&#10;"))
-
-
-def _piece_html(piece: TextPiece) -> str:
-    if piece.seconds is None:
-        return str(escape(piece.text))
-    label = escape(clock(piece.seconds))
-    return str(
-        Markup('<a class="time" data-action="seek" data-seconds="{0:.3f}" href="#t={0:g}">{1}</a>').format(
-            piece.seconds, label
-        )
-    )
 
 
 def stage_label(event: StatusEvent) -> str:
@@ -313,15 +308,6 @@ def frame_images(video: VideoInfo) -> tuple[FrameImage, ...]:
     template = video.frames_url.removeprefix("/")
     times = video.frame_timestamps or (None,) * video.num_frames
     return tuple(FrameImage(template.replace("{index}", str(index)), time) for index, time in enumerate(times))
-
-
-def clock(seconds: float) -> str:
-    """A time in a video, for people: ``0:04.2``, ``1:02:03``."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    if minutes < 60:  # noqa: PLR2004 - minutes of an hour
-        return f"{minutes}:{rest // 10:02d}.{rest % 10}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest // 10:02d}"
 
 
 def format_seconds(seconds: float) -> str:

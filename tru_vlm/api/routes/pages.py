@@ -139,8 +139,9 @@ def build_pages_router(context: AppContext) -> APIRouter:
     @router.get("/ui/answers/{token}/events", include_in_schema=False)
     async def events(token: str, request: Request) -> Response:
         """The answer as it comes; leaving cancels it."""
-        rendering = AnswerEvents(renderer, token, shows_model=len(service.models.names) > 1)
         answer = unclaimed.claim(token, principal_of(request).tenant)
+        address = f"?chat={answer.chat_id}" if answer else ""
+        rendering = AnswerEvents(renderer, token, address=address, shows_model=len(service.models.names) > 1)
         if answer is None:
             gone = NotFoundError("This answer is no longer running. What had arrived is kept; ask again for the rest.")
             body = rendering.error(gone.info()) + _CLOSE

@@ -84,7 +84,7 @@ def build_router(service: InferenceService) -> APIRouter:
             raise InvalidRequestError(text, param="filename")
         return shown(await library.store.rename(video_id, owner_of(request), filename))
 
-    @router.delete("/v1/videos/{video_id}", status_code=204, responses=VIDEO_RESPONSES)
+    @router.delete("/v1/videos/{video_id}", status_code=204, response_model=None, responses=VIDEO_RESPONSES)
     async def delete(video_id: VideoIdPath, request: Request) -> None:
         """Remove a kept video. A question that has begun goes on; the next one gets a 404."""
         await library.store.delete(video_id, owner_of(request))

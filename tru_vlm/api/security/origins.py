@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from tru_vlm.errors import ForbiddenError, InvalidRequestError
-from tru_vlm.intake.fetch import is_listed_host
+from tru_vlm.intake.web_guard import is_listed_host
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

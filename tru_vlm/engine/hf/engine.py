@@ -40,6 +40,7 @@ from tru_vlm.engine.hf.row import Row, prepare_row
 from tru_vlm.engine.hf.sampling import SamplingError, sample
 from tru_vlm.engine.hf.scheduler import Chunk, Scheduler
 from tru_vlm.engine.hf.vision import VisionEncoder
+from tru_vlm.engine.warm_up import answer_once
 from tru_vlm.errors import InternalError, InvalidRequestError, TruError, UnavailableError
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.telemetry.exchange import on_behalf_of
@@ -76,18 +77,23 @@ class HfEngine:
         self._runner = ModelRunner(
             model, cache, config.device, self._attention.kernel, block_tokens=config.block_tokens
         )
-        encoder = VisionEncoder(model.model.visual, profile, config.device)
-        self._features = FeatureCache(encoder, config.feature_cache_bytes)
-        self._blocks = blocks
+        self._encoder = VisionEncoder(model.model.visual, profile, config.device)
         decoding = _prepare_decoding(self._runner, model, config, blocks=blocks, context_tokens=profile.context_tokens)
         self._description = _describe(model, profile, config, attention=self._attention, decoding=decoding)
         _log_choices(self._description)
         self._block_bytes = config.block_tokens * shape.token_bytes
+        self._begin(blocks)
+
+    def _begin(self, blocks: BlockManager) -> None:
+        """Nobody has asked anything yet, and nothing is cached."""
+        config = self._config
+        self._features = FeatureCache(self._encoder, config.feature_cache_bytes)
+        self._blocks = blocks
         self._scheduler = Scheduler(
             blocks=blocks,
             max_batch_size=config.max_batch_size,
             prefill_chunk_tokens=config.prefill_chunk_tokens,
-            context_tokens=profile.context_tokens,
+            context_tokens=self._profile.context_tokens,
         )
         self._rows: dict[str, Row] = {}
         self._pending: list[EngineEvent] = []
@@ -95,15 +101,19 @@ class HfEngine:
         self._num_computed_prompt_tokens = 0
 
     @classmethod
-    def load(cls, config: EngineConfig) -> HfEngine:
+    def load(cls, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> HfEngine:
         """Read the checkpoint and allocate the cache.
+
+        Args:
+            config: what to build.
+            on_loaded: is told the share of the weights that has been read, 0 to 1.
 
         Raises:
             ValueError: if the checkpoint is of no known family, or cannot be quantized as asked for.
             OSError: if its weights cannot be read.
         """
         profile = load_profile(config.model_path, max_context_tokens=config.max_context_tokens)
-        return cls(load_model(profile, config), profile, config)
+        return cls(load_model(profile, config, on_loaded), profile, config)
 
     @property
     def description(self) -> EngineDescription:
@@ -114,6 +124,15 @@ class HfEngine:
     def profile(self) -> ModelProfile:
         """The checkpoint's tokenizer, ids and sizes."""
         return self._profile
+
+    def warm_up(self) -> None:
+        """Answer a question about made-up frames, and forget it.
+
+        Raises:
+            InternalError: if it cannot be answered.
+        """
+        answer_once(self, self._profile)
+        self._begin(BlockManager(self._blocks.num_blocks, self._blocks.block_tokens))
 
     def submit(self, request: EngineRequest) -> None:
         """Tokenize a request and queue it.
@@ -200,7 +219,7 @@ class HfEngine:
         """Forget everything and give the device's memory back; the engine cannot be used afterwards."""
         self._rows.clear()
         self._pending.clear()
-        del self._runner, self._features
+        del self._runner, self._features, self._encoder
         _release_memory(self._config.device)
 
     def _admit(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +78,13 @@ def _flash_attn_problem(device: str) -> str | None:
     return None
 
 
-def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
+def load_model(profile: ModelProfile, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> Any:
     """The model with its weights on the device, in evaluation mode, calling our attention functions.
+
+    Args:
+        profile: of the checkpoint.
+        config: what it is loaded for.
+        on_loaded: is told the share of the tensors that has been read, 0 to 1.
 
     Raises:
         QuantizationError: if the weights cannot be quantized as asked for.
@@ -87,10 +94,31 @@ def load_model(profile: ModelProfile, config: EngineConfig) -> Any:
     check_quantization(config.quantization, config.device, checkpoint_method=checkpoint_quantization(model_config))
     transformers_logging.disable_progress_bar()  # a server's log is no terminal
     dtype = choose_dtype(config.dtype, config.device)
-    model = AutoModelForImageTextToText.from_pretrained(
-        profile.resolved_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
-    )
+    with _bars_told_to(on_loaded):
+        model = AutoModelForImageTextToText.from_pretrained(
+            profile.resolved_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        )
     return prepare_model(model, config)
+
+
+@contextlib.contextmanager
+def _bars_told_to(on_loaded: Callable[[float], None]) -> Iterator[None]:
+    """Tell how far Transformers' progress bar is, under which it reads the weights, and which nobody is shown."""
+
+    def told(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return factory(*([_counted(list(args[0]), on_loaded)] if args else []), **kwargs)
+
+    previous = transformers_logging.set_tqdm_hook(told)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+def _counted(items: list[Any], on_loaded: Callable[[float], None]) -> Iterator[Any]:
+    for number, item in enumerate(items, 1):
+        yield item
+        on_loaded(number / len(items))
 
 
 def prepare_model(model: Any, config: EngineConfig) -> Any:

@@ -32,6 +32,7 @@ from tru_vlm.engine.vllm.runner import EngineLostError, Job, Output, Runner
 from tru_vlm.engine.vllm.sampling import check_schema, sampling_params
 from tru_vlm.engine.vllm.stats import HostMemory, StatsRecorder
 from tru_vlm.engine.vllm.weights import num_parameters
+from tru_vlm.engine.warm_up import answer_once
 from tru_vlm.errors import InternalError, InvalidRequestError, TruError
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import build_prompt
@@ -124,6 +125,17 @@ class VllmEngine:
         """The checkpoint's tokenizer, ids and sizes."""
         return self._profile
 
+    def warm_up(self) -> None:
+        """Answer a question about made-up frames, and forget it; vLLM's own warm-up has no frames on a CPU.
+
+        Raises:
+            InternalError: if it cannot be answered.
+            EngineLostError: if vLLM has died of it.
+        """
+        answer_once(self, self._profile)
+        self._runner.forget_caches()
+        self._recorder.begin()
+
     def submit(self, request: EngineRequest) -> None:
         """Tokenize a request and hand it to vLLM.
 
@@ -143,6 +155,7 @@ class VllmEngine:
             log.exception("request %s could not be prepared", request.id)
             raise as_answer(error) from error
         self._jobs[request.id] = job
+        self._recorder.is_counting = True
         self._runner.start(job)
 
     def abort(self, request_id: str) -> None:

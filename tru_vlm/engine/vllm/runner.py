@@ -28,6 +28,7 @@ _SHUT_DOWN_SECONDS = 20.0
 """How long vLLM's processes may take to end before vLLM kills them: its own 5 s are too short for a busy machine."""
 
 _CLOSE_SECONDS = 30.0
+_EMPTYING_SECONDS = 0.01
 
 
 class EngineLostError(RuntimeError):
@@ -134,6 +135,11 @@ class Runner:
             raise EngineLostError("vLLM's engine has died; the lines above say why.") from self._lost
         return found
 
+    def forget_caches(self) -> None:
+        """Empty vLLM's caches; nothing runs."""
+        self._in_loop(self._empty_caches()).result(_CLOSE_SECONDS)
+        self.mm_cache_queries = self.mm_cache_hits = 0
+
     def close(self) -> None:
         """End vLLM's processes and the thread."""
         try:
@@ -158,6 +164,13 @@ class Runner:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+    async def _empty_caches(self) -> None:
+        # The last request's blocks are free a moment after its end, and nothing tells when.
+        while not await self.llm.reset_prefix_cache():  # noqa: ASYNC110
+            await asyncio.sleep(_EMPTYING_SECONDS)
+        await self.llm.reset_mm_cache()
+        await self.llm.reset_encoder_cache()
 
     def _begin(self, job: Job) -> None:
         job.task = self._loop.create_task(self._run(job))

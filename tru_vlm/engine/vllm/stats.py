@@ -14,6 +14,7 @@ class StatsRecorder:
     """vLLM's stat logger: it has the methods of ``StatLoggerBase``, and totals instead of a log.
 
     Attributes:
+        is_counting: whether what it is told counts.
         num_running: sequences in vLLM's batch.
         kv_cache_usage: share of the KV cache that they hold.
         num_steps: iterations so far.
@@ -22,6 +23,11 @@ class StatsRecorder:
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has happened yet; and until somebody says so, nothing does: vLLM tells of some things late."""
+        self.is_counting = False
         self.num_running = 0
         self.kv_cache_usage = 0.0
         self.num_steps = 0
@@ -38,6 +44,8 @@ class StatsRecorder:
     ) -> None:
         """One iteration; each part may be None."""
         del mm_cache_stats, engine_idx
+        if not self.is_counting:
+            return
         if scheduler_stats is not None:
             self.num_steps += 1
             self.num_running = scheduler_stats.num_running_reqs
