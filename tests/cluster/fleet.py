@@ -67,10 +67,13 @@ class Fleet:
 
     def addresses(self) -> dict[str, str]:
         """The servers that are ready, by name."""
+        from ray.exceptions import RayError
+
         found: dict[str, str] = {}
         for number in range(20):
-            residence = _residence(f"look {number}")
-            found[residence.server] = residence.address
+            with contextlib.suppress(RayError):  # a server that has died is still known for a while
+                residence = _residence(f"look {number}")
+                found[residence.server] = residence.address
         return found
 
     def is_ready(self) -> bool:
