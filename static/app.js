@@ -4,11 +4,13 @@
 import { register } from "./actions.js";
 import "./drop.js";
 import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
-import { chooseFile, chooseKept, clear, currentMedia, formatBytes, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
+import "./files.js";
+import { hold, release } from "./held_question.js";
+import { refresh } from "./library.js";
+import { chooseKept, clear, currentMedia, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
 
 const form = document.getElementById("ask");
 const prompt = document.getElementById("prompt");
-const fileInput = document.getElementById("video");
 const pending = document.getElementById("pending");
 const answers = document.getElementById("answers");
 const streams = new Map(); // URL -> EventSource, so that Stop can close one before or after it has opened
@@ -27,22 +29,32 @@ function showBusy() {
 
 // What is sent
 
-/** The first thing that is missing or wrong, as [field, message]; said before anything is uploaded. */
+/** The first thing that is missing or wrong, as [field, message]. */
 function findFault() {
-  const file = fileInput.files[0];
-  const limit = Number(fileInput.dataset.maxBytes);
-  if (!currentMedia()) return ["video", "Choose a video or picture first, or paste a link to one."];
-  if (file && file.size > limit) {
-    return ["video", `The file has ${formatBytes(file.size)}; this server accepts at most ${formatBytes(limit)}.`];
-  }
+  const media = currentMedia();
+  if (!media) return ["video", "Choose a video or picture first, or paste a link to one."];
+  if (media.upload?.state === "refused") return ["video", media.upload.message];
+  if (media.upload?.state === "broken") return ["video", "The upload broke off. Retry it under “Your videos”, then ask."];
   if (!prompt.value.trim()) return ["prompt", "What would you like to know? Type a question, or choose one below."];
   const wrong = [...form.elements].find((field) => field.name && !field.checkValidity());
   return wrong && [wrong.name, wrong.validationMessage];
 }
 
+form.addEventListener("htmx:confirm", (event) => {
+  const upload = currentMedia()?.upload;
+  if (!upload || upload.isFinal || isBusy() || findFault()) return;
+  event.preventDefault();
+  showPending();
+  const { id } = asked;
+  hold(upload, showProgress, () => {
+    pending.replaceChildren();
+    select(id);
+    event.detail.issueRequest(true);
+  });
+});
 form.addEventListener("htmx:configRequest", (event) => {
   if (isBusy()) return event.preventDefault();
-  clearErrors([...form.elements].map((field) => field.name).filter(Boolean));
+  clearErrors(["video", ...[...form.elements].map((field) => field.name).filter(Boolean)]);
   const fault = findFault();
   if (fault) {
     showError(...fault);
@@ -50,12 +62,12 @@ form.addEventListener("htmx:configRequest", (event) => {
   }
   const data = event.detail.parameters;
   const { chat, videoId } = currentMedia();
-  if (chat) { // the next turn: the server has the video
-    Object.assign(data, { chat, video_id: videoId });
-    delete data.video;
+  if (chat) data.chat = chat; // the next turn
+  if (videoId) {
+    data.video_id = videoId;
     delete data.video_url;
   }
-  for (const [name, value] of Object.entries(data)) if (value === "" || (value instanceof File && !value.name)) delete data[name];
+  for (const [name, value] of Object.entries(data)) if (value === "") delete data[name];
 });
 form.addEventListener("input", (event) => event.target.name && clearErrors([event.target.name]));
 document.addEventListener("media:change", (event) => {
@@ -67,7 +79,9 @@ document.addEventListener("media:change", (event) => {
 
 // Sending: a card stands in from the click on, and gives way to the server's
 
-form.addEventListener("htmx:beforeRequest", () => {
+form.addEventListener("htmx:beforeRequest", showPending);
+
+function showPending() {
   asked = currentMedia();
   hideLinkField();
   pending.replaceChildren(template("pending-card"));
@@ -76,19 +90,15 @@ form.addEventListener("htmx:beforeRequest", () => {
   bind(card);
   showBusy();
   card.scrollIntoView({ block: "nearest" });
-});
-form.addEventListener("htmx:xhr:progress", ({ detail: { loaded, total, lengthComputable } }) => {
-  const size = asked?.file?.size ?? 0;
-  const label = pending.querySelector(".stage-label");
-  if (!label || !lengthComputable || !size || total < size) return; // the last: the response's progress
-  const share = loaded / total;
+}
+
+function showProgress(label, share) {
+  pending.querySelector(".stage-label").textContent = label;
   pending.querySelector(".upload").value = share;
-  label.textContent = share < 1
-    ? `Uploading ${formatBytes(Math.min(loaded, size))} of ${formatBytes(size)}, ${Math.floor(share * 100)} %`
-    : "Uploaded, checking the file";
-});
+}
+
 document.addEventListener("htmx:beforeSwap", (event) => {
-  pending.replaceChildren();
+  if (event.detail.requestConfig.elt === form) pending.replaceChildren();
   if (!event.detail.isError) return;
   const type = event.detail.xhr.getResponseHeader("Content-Type") ?? "";
   if (!type.startsWith("text/html")) event.detail.serverResponse = escapeHtml(messageOf(event.detail.xhr));
@@ -97,6 +107,7 @@ document.addEventListener("htmx:afterSwap", ({ target }) => {
   if (target === answers) {
     const card = answers.firstElementChild;
     bind(card);
+    if (asked && !asked.videoId) refresh(); // what a link led to is kept now
     if (asked) Object.assign(asked, { chat: card.dataset.chat, videoId: card.dataset.videoId });
     history.replaceState(null, "", `?chat=${card.dataset.chat}`);
   }
@@ -107,7 +118,7 @@ document.addEventListener("htmx:afterSwap", ({ target }) => {
 for (const [name, message] of [
   ["htmx:sendError", "The server could not be reached, or it broke the connection. Is it running?"],
   ["htmx:timeout", "The server took too long to accept the question."],
-  ["htmx:sendAbort", "The upload was stopped."],
+  ["htmx:sendAbort", "The question was taken back."],
 ]) {
   form.addEventListener(name, () => {
     pending.replaceChildren();
@@ -176,7 +187,11 @@ function finish(card, state) {
 function stop() {
   const card = runningCard();
   if (card) end(card, "stopped", template("stopped-end"));
-  else if (pending.hasChildNodes()) htmx.trigger(form, "htmx:abort");
+  else if (release()) {
+    pending.replaceChildren();
+    showError("", "The question was taken back; its file is still being uploaded.");
+    showBusy();
+  } else if (pending.hasChildNodes()) htmx.trigger(form, "htmx:abort");
 }
 
 // Buttons
@@ -190,11 +205,6 @@ register({
     prompt.value = button.textContent.trim();
     clearErrors(["prompt"]);
     prompt.focus();
-  },
-  async sample(button) {
-    const response = await fetch(button.dataset.url);
-    chooseFile(new File([await response.blob()], button.dataset.name, { type: "video/mp4" }));
-    if (!prompt.value.trim()) prompt.value = prompt.placeholder;
   },
   seek(element, event) {
     event.preventDefault();

@@ -1,6 +1,6 @@
 // Files dropped, or pasted, anywhere on the page.
 
-import { chooseFile } from "./player.js";
+import { takeFiles } from "./files.js";
 
 let depth = 0;
 const isFileDrag = (event) => event.dataTransfer?.types.includes("Files");
@@ -17,8 +17,8 @@ document.addEventListener("drop", (event) => {
   if (!isFileDrag(event)) return;
   event.preventDefault();
   veil(Boolean((depth = 0)));
-  if (event.dataTransfer.files.length) chooseFile(event.dataTransfer.files[0]);
+  takeFiles(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  if (event.clipboardData?.files.length) chooseFile(event.clipboardData.files[0]);
+  takeFiles(event.clipboardData?.files ?? []);
 });

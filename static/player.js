@@ -1,30 +1,40 @@
-// The stage: which video or picture is shown, what its form fields hold, and where it stands. It knows no answers.
+// The stage: which video or picture is shown, and where it stands. It knows no answers.
+
+import { formatBytes } from "./format.js";
 
 const panel = document.getElementById("media");
-const fileInput = document.getElementById("video");
 const linkInput = document.getElementById("video_url");
 const player = document.getElementById("player");
 const picture = document.getElementById("picture");
 const linkedFrame = document.getElementById("linked-frame");
 const strips = document.getElementById("strips");
 
-const items = new Map(); // id -> { id, kind: "video" | "picture" | "link", name, file, url }
+// id -> { id, kind: "video" | "picture" | "link", name, size, url; upload: of a file; videoId: once the server keeps it }
+const items = new Map();
 let current = null;
 
 export const currentMedia = () => current;
 
-export function chooseFile(file) {
+/** Show a file of this computer, which `upload` takes to the server. */
+export function chooseFile(file, upload) {
   const kind = file.type.startsWith("image/") ? "picture" : "video";
-  show(remember({ kind, name: file.name, file, url: URL.createObjectURL(file) }));
+  const item = remember({ kind, name: file.name, size: file.size, url: URL.createObjectURL(file), upload });
+  show(item);
+  upload.ended.then((state) => {
+    item.videoId = upload.videoId;
+    if (item !== current) return;
+    if (state === "cancelled") clear();
+    else document.dispatchEvent(new CustomEvent("media:arrived"));
+  });
 }
 
 export function chooseLink(url) {
-  show(remember({ kind: "link", name: nameOf(url), file: null, url }));
+  show(remember({ kind: "link", name: nameOf(url), url }));
 }
 
-/** Show a video that the server keeps, of a conversation that was stored. */
+/** Show a video that the server keeps. */
 export function chooseKept(item) {
-  show(remember({ ...item, file: null }));
+  show(remember(item));
 }
 
 export function select(id) {
@@ -60,7 +70,8 @@ export function showStrip(token) {
 }
 
 function remember(item) {
-  const known = [...items.values()].find((other) => other.file ? other.file === item.file : other.url === item.url);
+  const isSame = (other) => (item.videoId && other.videoId === item.videoId) || other.url === item.url;
+  const known = [...items.values()].find(isSame);
   if (known) return known;
   const kept = { ...item, id: String(items.size + 1) };
   items.set(kept.id, kept);
@@ -71,7 +82,6 @@ function show(item) {
   current = item;
   panel.dataset.state = item?.kind ?? "empty";
   panel.classList.remove("unplayable", "asked");
-  setFile(item?.file ?? null);
   if (item?.kind !== "link") linkInput.value = "";
   else if (linkInput.value !== item.url) linkInput.value = item.url;
   setSource(player, item?.kind === "video" ? item.url : null);
@@ -93,17 +103,9 @@ function setSource(element, url) {
   }
 }
 
-/** Make the file field hold `file`, however it was chosen, so that the form sends what the stage shows. */
-function setFile(file) {
-  if (fileInput.files[0] === file) return;
-  const transfer = new DataTransfer();
-  if (file) transfer.items.add(file);
-  fileInput.files = transfer.files;
-}
-
 function describe() {
   const facts = [];
-  if (current?.file) facts.push(formatBytes(current.file.size));
+  if (current?.size) facts.push(formatBytes(current.size));
   if (current?.kind === "video" && player.duration && isFinite(player.duration)) {
     facts.push(`${player.duration.toFixed(1)} s`, `${player.videoWidth} × ${player.videoHeight}`);
   }
@@ -141,20 +143,6 @@ function nameOf(url) {
   return parsed?.pathname.split("/").pop() || parsed?.host || url.slice(0, 40);
 }
 
-export function formatBytes(bytes) {
-  const units = ["bytes", "KB", "MB", "GB"];
-  let power = 0;
-  while (bytes >= 1024 && power < 3) {
-    bytes /= 1024;
-    power += 1;
-  }
-  return `${power && bytes < 10 ? bytes.toFixed(1) : Math.round(bytes)} ${units[power]}`;
-}
-
-fileInput.addEventListener("change", () => {
-  if (fileInput.files.length) chooseFile(fileInput.files[0]);
-  else setFile(current?.file ?? null); // the chooser was cancelled
-});
 linkInput.addEventListener("input", () => {
   const url = linkInput.value.trim();
   if (url) chooseLink(url);

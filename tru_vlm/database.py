@@ -24,6 +24,11 @@ _BUSY_SECONDS = 30.0
 _RETRY_SECONDS = 10.0
 
 
+def like_pattern(words: str) -> str:
+    """A pattern for LIKE, escaped by a backslash, of the texts that have ``words``, in either case of ASCII letters."""
+    return "%" + words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+
+
 class DatabaseError(RuntimeError):
     """The file cannot be used; the text names it and says why."""
 

@@ -18,6 +18,7 @@ from tru_vlm.api.routes.page_html import (
     page_context,
     sse_event,
 )
+from tru_vlm.api.routes.page_library import ShownLibrary, ShownVideo, until
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
@@ -157,12 +158,13 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
             is_demo=is_demo,
             samples=load_samples(STATIC_DIR),
             has_keys=False,
-        )
+        ),
+        ShownLibrary([]),
     )
     assert ("a &lt;model&gt;" in page) is not is_demo
     assert ("MODEL_PATH" in page) is is_demo
     for field in FORM_FIELDS - {"model"}:
-        assert f'name="{field}"' in page
+        assert f'id="{field}"' in page
         assert f'id="error-{field}"' in page
     for forbidden in ("<script>", "onclick=", "style=", "http://", "//cdn"):
         assert forbidden not in page.replace("http://www.w3.org/2000/svg", "")
@@ -171,7 +173,8 @@ def test_page(renderer: PageRenderer, is_demo: bool) -> None:
 def test_with_several_models_one_can_be_chosen(renderer: PageRenderer) -> None:
     given = {"aliases": {"c>d": ("a", "b")}, "is_demo": True, "samples": (), "has_keys": False}
     page = renderer.page(
-        page_context(load_settings(env_file=None), models=["a", "b", "c>d"], default_model="b", **given)
+        page_context(load_settings(env_file=None), models=["a", "b", "c>d"], default_model="b", **given),
+        ShownLibrary([]),
     )
     assert 'name="model"' in page
     assert 'id="error-model"' in page
@@ -181,7 +184,9 @@ def test_with_several_models_one_can_be_chosen(renderer: PageRenderer) -> None:
         '<option value="c&gt;d">c&gt;d (a or b)</option>',
     ]
     assert "Answered by" not in page
-    one = renderer.page(page_context(load_settings(env_file=None), models=["a"], default_model="a", **given))
+    one = renderer.page(
+        page_context(load_settings(env_file=None), models=["a"], default_model="a", **given), ShownLibrary([])
+    )
     assert "<select" not in one
     assert "Answered by" in one
 
@@ -191,6 +196,28 @@ def test_the_last_line_tells_the_model_where_there_are_several(renderer: PageRen
     answer = Answer("req-1", "chat", "x", "stop", Usage(30, 24, 3), None, Timings(), variant="a <b>")
     html = AnswerEvents(renderer, "token", shows_model=shows_model).render(DoneEvent(answer)).decode()
     assert ("answered by a &lt;b&gt;" in html) is shows_model
+
+
+def test_rows_of_kept_videos_are_escaped(renderer: PageRenderer) -> None:
+    address = "v1/videos/1"
+    video = ShownVideo(
+        "1", "video", '<b>"a"</b>', f"{address}/content", f"{address}/thumbnail", 2 << 20, 320, 240, 4.2, until(7e5)
+    )
+    html = renderer.library(ShownLibrary([video], words='"><i>&', next_cursor="3"))
+    assert "<b>" not in html
+    assert "<i>" not in html
+    assert "query=%22%3E%3Ci%3E%26&amp;cursor=3" in html
+    assert "0:04.2 · 320 × 240 · 2 MB · expires in 8 days" in html
+    assert "autofocus" not in html
+    assert "autofocus" in renderer.library(ShownLibrary([video], is_first=False))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(604800, "7 days"), (86400, "1 day"), (40000, "11 hours"), (100, "2 minutes"), (-5, "less than a minute")],
+)
+def test_until(seconds: float, shown: str) -> None:
+    assert until(seconds) == f"expires in {shown}"
 
 
 def test_samples_are_small_and_have_posters() -> None:

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
+from playwright.sync_api import CDPSession, ConsoleMessage, Locator, Page, Request, expect
 from support import ROOT
 
 ANSWER_MS = 90_000  # a bound for a busy machine; an answer takes a second
@@ -42,6 +42,7 @@ class AskPage:
         self.page = page
         self.base = base
         self.watch = Watch(base)
+        self._session: CDPSession | None = None
         page.on("console", self.watch.console)
         page.on("pageerror", lambda error: self.watch.faults.append(f"script: {error}"))
         page.on("request", self.watch.request)
@@ -74,6 +75,22 @@ class AskPage:
     def choose_file(self, name: str, content: bytes, mime_type: str = "video/mp4") -> None:
         """Choose a file that holds ``content``."""
         self.page.set_input_files("#video", {"name": name, "mimeType": mime_type, "buffer": content})
+
+    def kept(self, name: str) -> Locator:
+        """The row of a video that the server keeps."""
+        return self.page.locator(f'.kept[data-name="{name}"]')
+
+    def upload_row(self, name: str) -> Locator:
+        """The row of a file on its way."""
+        return self.page.locator(".upload-row", has_text=name)
+
+    def throttle_uploads(self, bytes_per_second: int) -> None:
+        """Make the way to the server slow; -1 frees it again."""
+        if self._session is None:  # one for both: a session does not free what another one has made slow
+            self._session = self.page.context.new_cdp_session(self.page)
+            self._session.send("Network.enable")
+        conditions = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": bytes_per_second}
+        self._session.send("Network.emulateNetworkConditions", conditions)
 
     def wait_for_player(self) -> None:
         """Wait until the preview has its first frame."""
@@ -128,7 +145,7 @@ class AskPage:
 
 
 OpenPage = Callable[..., AskPage]
-"""Opens the page in a fresh browser profile; takes what Playwright's ``new_context`` takes."""
+"""Opens the page in a fresh browser profile; takes its address and what Playwright's ``new_context`` takes."""
 
 
 def clip_bytes(name: str) -> bytes:

@@ -41,9 +41,9 @@ def open_page(browser: Browser, server: Server) -> Iterator[OpenPage]:
     """Opens the page in a fresh profile; at the end of the test, it must have behaved."""
     opened: list[tuple[BrowserContext, AskPage]] = []
 
-    def open_(**options: Any) -> AskPage:
+    def open_(base: str = server.base, **options: Any) -> AskPage:
         context = browser.new_context(**{"viewport": _DESKTOP, "reduced_motion": "reduce", **options})
-        page = AskPage(context.new_page(), server.base)
+        page = AskPage(context.new_page(), base)
         opened.append((context, page))
         return page
 

@@ -1,4 +1,4 @@
-"""Measures decode steps on the demo model: the whole step, the part outside the model's forward pass, bare matmuls.
+"""Measures decode steps on the demo model: the whole step, the part outside the model's forward pass, its products.
 
 CPU time of one thread, so that a busy machine disturbs little: ``python tests/engine/measure_steps.py [rows]``.
 """
@@ -13,15 +13,17 @@ from engine_helpers import request, video
 
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
+from tru_vlm.engine.hf.packed_linear import PackedLinear
 
 
 @dataclass
 class StepTimes:
-    """Medians in milliseconds of CPU time."""
+    """Medians in milliseconds of CPU time; of a step's matrix products alone too, packed and plain."""
 
     step: float
     outside_model: float
-    bare_matmuls: float
+    packed_products: float
+    plain_products: float
 
 
 class Timed:
@@ -41,12 +43,12 @@ class Timed:
 def measure(engine: HfEngine, rows: int, steps: int = 60) -> StepTimes:
     """Decode steps of so many rows, each with a video of about 250 tokens."""
     runner = engine._runner
-    model, head = Timed(runner._language_model), Timed(runner._lm_head)
+    model, head = Timed(runner._text_model), Timed(runner._lm_head)
     for index in range(rows):
         engine.submit(request(f"r{index}", video(index, 20, 128, 128), max_tokens=10_000, ignore_eos=True))
     while any(row.num_generated < 3 for row in engine._rows.values()):
         engine.step()
-    runner._language_model, runner._lm_head = model, head
+    runner._text_model, runner._lm_head = model, head
     times = []
     for _ in range(steps):
         inside = model.seconds + head.seconds
@@ -54,26 +56,31 @@ def measure(engine: HfEngine, rows: int, steps: int = 60) -> StepTimes:
         engine.step()
         step = time.process_time() - started
         times.append((step, step - (model.seconds + head.seconds - inside)))
-    runner._language_model, runner._lm_head = model.wrapped, head.wrapped
+    runner._text_model, runner._lm_head = model.wrapped, head.wrapped
     for request_id in list(engine._rows):
         engine.abort(request_id)
     engine.step()
     whole, outside = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    return StepTimes(whole, outside, 1000 * bare_matmuls(model.wrapped, head.wrapped, rows, steps))
+    return StepTimes(whole, outside, *products_alone(model.wrapped, rows, steps))
 
 
 @torch.inference_mode()
-def bare_matmuls(language_model, head, rows: int, steps: int) -> float:
-    """Seconds for the step's matrix products alone."""
-    linears = [module for module in language_model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = [torch.randn(rows, linear.in_features) for linear in (*linears, head)]
+def products_alone(text_model, rows: int, steps: int) -> tuple[float, float]:
+    """Milliseconds for the step's matrix products, packed and plain, in turn."""
+    packed = [module for module in text_model.modules() if isinstance(module, PackedLinear)]
+    inputs = [torch.randn(rows, layer.weight.shape[1]) for layer in packed]
+    weights = [layer.weight.to_dense() for layer in packed]
     times = []
     for _ in range(steps):
-        started = time.process_time()
-        for linear, values in zip((*linears, head), inputs, strict=True):
-            linear(values)
-        times.append(time.process_time() - started)
-    return statistics.median(times)
+        begun = time.process_time()
+        for layer, values in zip(packed, inputs, strict=True):
+            layer(values)
+        half = time.process_time()
+        for weight, values in zip(weights, inputs, strict=True):
+            torch.nn.functional.linear(values, weight)
+        times.append((half - begun, time.process_time() - half))
+    packed_time, plain_time = (1000 * statistics.median(column) for column in zip(*times, strict=True))
+    return packed_time, plain_time
 
 
 def main() -> None:
@@ -83,7 +90,7 @@ def main() -> None:
     times = measure(engine, rows)
     sys.stdout.write(
         f"{rows} rows: step {times.step:.2f} ms, outside the model {times.outside_model:.2f} ms, "
-        f"bare matmuls {times.bare_matmuls:.2f} ms\n"
+        f"matrix products alone {times.packed_products:.2f} ms ({times.plain_products:.2f} ms not packed)\n"
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engine_helpers import drive, image, request, video
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from tru_vlm.processor.patches import patchify
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
@@ -18,11 +18,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def reference(model, checkpoint):
-    """Transformers' own modules with the engine's weights."""
-    config = AutoConfig.from_pretrained(checkpoint)
-    reference = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-    reference.load_state_dict(model.state_dict())
+def reference(checkpoint):
+    """Transformers' own modules with the same weights."""
+    reference = AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation="sdpa", dtype=torch.float32)
     return reference.eval()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import requests
-from client import QUESTION, TIMEOUT, error_of, events
+from client import QUESTION, TIMEOUT, error_of, events, upload
 from support import Server
 from watching import Brake
 
@@ -116,7 +116,9 @@ def test_who_leaves_stops_the_turn_and_what_there_was_stays(server: Server, talk
     assert len(talk.turns()) == 2
 
 
-def test_a_failed_turn_is_kept_as_such_left_out_of_what_follows_and_asked_again(talk: Talk) -> None:
+def test_a_failed_turn_is_kept_as_such_left_out_of_what_follows_and_asked_again(
+    server: Server, talk: Talk, clips: dict[str, Path]
+) -> None:
     wrong = talk.ask(QUESTION, video_params={"video_start": 100})
     error = error_of(wrong)
     assert (wrong.status_code, error["param"]) == (400, "video_params.video_start")
@@ -126,6 +128,8 @@ def test_a_failed_turn_is_kept_as_such_left_out_of_what_follows_and_asked_again(
     assert (again.status_code, len(talk.turns())) == (400, 1)
     right = talk.ask(QUESTION, video_params={})
     assert right.json()["text"] == "A red circle moves left."
+    alone = upload(server.base, clips["one"]).json()
+    assert right.json()["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
     assert talk.post("turns/1/retry").json()["text"] == "A red circle moves left."
     assert [turn["status"] for turn in talk.turns()] == ["failed", "done"]
 

@@ -72,6 +72,9 @@ def test_the_list_comes_in_pages(server: Server, clips: dict[str, Path]) -> None
     assert [video["id"] for video in first["data"] + second["data"]][:3] == ids[::-1]
     assert [video["kind"] for video in first["data"]] == ["image", "image"]
     assert first["has_more"]
+    found = get(server.base, "/v1/videos?query=PNG").json()["data"]
+    assert [video["id"] for video in found] == [ids[1]]
+    assert get(server.base, "/v1/videos?query=p%25g").json()["data"] == []
     for video_id in ids:
         requests.delete(f"{server.base}/v1/videos/{video_id}", timeout=TIMEOUT)
 

@@ -228,12 +228,21 @@ def test_the_address_is_checked_anew_at_each_attempt(tmp_path: Path, monkeypatch
 
     async def scenario(desk: Desk) -> None:
         with receiver(500, 204) as one:
-            resolve, asked = resolver(["127.0.0.1"], ["169.254.169.254"], ["127.0.0.1"])
+            answers, asked = resolver(["127.0.0.1"], ["169.254.169.254"], ["127.0.0.1"])
+            has_looked = asyncio.Event()
+
+            async def resolve(host: str, port: int) -> Sequence[str]:
+                found = await answers(host, port)
+                if len(asked) > 2:  # the attempt before is looked at first, however late that is
+                    await has_looked.wait()
+                return found
+
             job = await desk.ended(f"http://hooks.test:{one.port}/")
             async with desk.delivering(guard=WebGuard(resolver=resolve), retrying=Retrying(3, 0.05)):
                 state = await desk.until(job, lambda state: state.num_attempts == 2)
                 assert (state.status_code, state.status) == (None, "pending")
                 assert state.error == "The URL leads to an address that this server does not go to."
+                has_looked.set()
                 await desk.until(job, lambda state: state.status == "delivered")
             assert (asked, len(one.received)) == (["hooks.test"] * 3, 2)
             assert one.received[0].headers["host"] == f"hooks.test:{one.port}"

@@ -107,8 +107,9 @@ def test_use_begins_a_videos_life_anew_and_the_others_expire(tmp_path: Path) -> 
         async with open_shelf(tmp_path) as shelf:
             used, unused = await shelf.put(b"used"), await shelf.put(b"unused")
             shelf.now[0] += DAY / 2
-            _, file = await shelf.store.borrow(used, "public")
-            await shelf.spool.remove(file)
+            for it, is_use in ((used, True), (unused, False)):  # to look at a picture of it is no use
+                _, file = await shelf.store.borrow(it, "public", is_use=is_use)
+                await shelf.spool.remove(file)
             shelf.now[0] += DAY / 2
             assert await shelf.store.expire() == 0  # at the last moment it is still there
             shelf.now[0] += 1

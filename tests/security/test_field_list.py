@@ -89,7 +89,8 @@ def test_field_01_only_public_http_addresses_are_fetched(server: Server) -> None
         INSIDE,
         "http://[::ffff:a9fe:a9fe]/",
     ):
-        assert refused(ask(server, url))["param"] == "video_url"
+        error = refused(ask(server, url))
+        assert (error["code"], error["param"]) == ("url_not_allowed", "video_url"), "it was not even connected to"
     for address in ("127.0.0.1", "10.0.0.1", "100.64.0.1", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert not is_allowed_address(address, allow_private=False)
     assert Settings.model_fields["allow_private_urls"].default is False
@@ -97,13 +98,14 @@ def test_field_01_only_public_http_addresses_are_fetched(server: Server) -> None
 
 def test_field_02_every_route_has_the_same_guard(server: Server) -> None:
     for path in ("/predict", "/v1/inference/url", "/v1/plan"):
-        assert refused(ask(server, INSIDE, path))["param"] == "video_url"
+        assert refused(ask(server, INSIDE, path))["code"] == "url_not_allowed"
     for kind in ("video_url", "image_url"):
-        refused(chat(server, [{"type": kind, kind: {"url": INSIDE}}]))
-    refused(requests.post(server.base + "/v1/videos", json={"video_url": INSIDE}, timeout=TIMEOUT))
+        assert refused(chat(server, [{"type": kind, kind: {"url": INSIDE}}]))["code"] == "url_not_allowed"
+    kept = requests.post(server.base + "/v1/videos", json={"video_url": INSIDE}, timeout=TIMEOUT)
+    assert refused(kept)["code"] == "url_not_allowed"
     with open_socket(server) as socket:
         socket.ask("a", INSIDE)
-        assert socket.answer()["type"] == "error"
+        assert socket.answer()["error"]["code"] == "url_not_allowed"
 
 
 def test_field_03_no_path_of_the_server_is_read(server: Server) -> None:

@@ -202,8 +202,10 @@ class LibraryService:
         return await self.uploads.finish(upload.id, upload.owner, keep)
 
     @contextlib.asynccontextmanager
-    async def frames(self, video_id: str, params: VideoParams, *, owner: str) -> AsyncIterator[FramesLease]:
-        """The frames that a question with these options would see.
+    async def frames(
+        self, video_id: str, params: VideoParams, *, owner: str, is_use: bool = True
+    ) -> AsyncIterator[FramesLease]:
+        """The frames that a question with these options would see; the video's life begins anew where it is a use.
 
         Raises:
             NotFoundError: no such video is kept.
@@ -213,7 +215,7 @@ class LibraryService:
         with self._place():
             try:
                 async with asyncio.timeout(self._settings.request_timeout_seconds):
-                    lease = await self._sample(video_id, params, owner)
+                    lease = await self._sample(video_id, params, owner, is_use=is_use)
             except TimeoutError:
                 raise timed_out(self._settings.request_timeout_seconds) from None
             except InvalidRequestError as error:
@@ -227,7 +229,7 @@ class LibraryService:
         return await self._videos.frame_image(lease, index, image_format=image_format, max_side=max_side)
 
     async def poster(self, video_id: str, *, max_side: int, owner: str) -> bytes:
-        """A small picture of a video, JPEG.  Raises as :meth:`frames`."""
+        """A small picture of a video, JPEG; to look at it is no use of the video.  Raises as :meth:`frames`."""
         video = await self.store.get(video_id, owner)
         params = VideoParams(max_pixels=_POSTER_PIXELS, min_pixels=1)
         duration = video.content.duration_seconds
@@ -242,13 +244,13 @@ class LibraryService:
                 video_start=begin,
                 video_end=begin + _POSTER_SPAN_SECONDS,
             )
-        async with self.frames(video_id, params, owner=owner) as lease:
+        async with self.frames(video_id, params, owner=owner, is_use=False) as lease:
             jpeg = await self.frame(lease, 0, image_format="jpeg", max_side=max_side)
         assert jpeg is not None  # noqa: S101 - there is always a first frame
         return jpeg
 
-    async def _sample(self, video_id: str, params: VideoParams, owner: str) -> FramesLease:
-        _, file = await self.store.borrow(video_id, owner)
+    async def _sample(self, video_id: str, params: VideoParams, owner: str, *, is_use: bool) -> FramesLease:
+        _, file = await self.store.borrow(video_id, owner, is_use=is_use)
         try:
             salt = cache_salt_of(owner)
             probe = await self._videos.inspect(file, "video_id", salt)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from tru_vlm.chats.records import Chat, Turn, TurnStatus
-from tru_vlm.database import Database
+from tru_vlm.database import Database, like_pattern
 from tru_vlm.errors import ConflictError, InsufficientStorageError, NotFoundError
 
 MIGRATIONS = (
@@ -119,7 +119,7 @@ class ChatStore:
             limit: most chats.
             words: only chats whose title has them, in either case.
         """
-        pattern = None if words is None else "%" + _escape_like(words) + "%"
+        pattern = None if words is None else like_pattern(words)
 
         def read(connection: sqlite3.Connection) -> list[Chat]:
             rows = connection.execute(
@@ -207,10 +207,6 @@ def title_of(prompt: str) -> str:
     """A question as a title: one line, not too long."""
     line = " ".join(prompt.split())
     return line if len(line) <= _TITLE_CHARACTERS else line[: _TITLE_CHARACTERS - 1].rstrip() + "…"
-
-
-def _escape_like(words: str) -> str:
-    return words.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def _end_running(connection: sqlite3.Connection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import asdict, dataclass, fields
 
+from tru_vlm.database import like_pattern
 from tru_vlm.types import MediaKind
 
 MIGRATIONS = (
@@ -179,11 +180,19 @@ def find_video(connection: sqlite3.Connection, owner: str, sha256: str) -> Video
     return _video(row) if row else None
 
 
-def list_videos(connection: sqlite3.Connection, owner: str, *, below: int | None, limit: int) -> list[Video]:
-    """An owner's entries, the newest first, from below a number on."""
+def list_videos(
+    connection: sqlite3.Connection, owner: str, *, below: int | None, limit: int, words: str | None = None
+) -> list[Video]:
+    """An owner's entries, the newest first, from below a number on; only those with ``words`` in the name."""
     rows = connection.execute(
-        f"{_SELECT} WHERE owner = ? AND number < ? ORDER BY number DESC LIMIT ?",
-        (owner, below if below is not None else (1 << 63) - 1, limit),
+        f"{_SELECT} WHERE owner = :owner AND number < :below"
+        " AND (:pattern IS NULL OR filename LIKE :pattern ESCAPE '\\') ORDER BY number DESC LIMIT :limit",
+        {
+            "owner": owner,
+            "below": below if below is not None else (1 << 63) - 1,
+            "pattern": None if words is None else like_pattern(words),
+            "limit": limit,
+        },
     )
     return [_video(row) for row in rows]
 

@@ -140,14 +140,22 @@ class VideoLibrary:
             raise _not_found(video_id, param)
         return video
 
-    async def borrow(self, video_id: str, owner: str, *, param: str = "video_id") -> tuple[Video, SpooledFile]:
-        """A video to be used, and its file under a name of the caller's own, who removes it from the spool.
+    async def borrow(
+        self, video_id: str, owner: str, *, param: str = "video_id", is_use: bool = True
+    ) -> tuple[Video, SpooledFile]:
+        """A video, and its file under a name of the caller's own, who removes it from the spool.
+
+        Args:
+            video_id: which.
+            owner: whose.
+            param: the request's field that errors name.
+            is_use: whether its life begins anew.
 
         Raises:
             NotFoundError: there is none (any more).
         """
         video = await self.get(video_id, owner, param=param)
-        if self._ttl_seconds and self._clock() > video.used_at + min(_TOUCH_SECONDS, self._ttl_seconds / 10):
+        if is_use and self._ttl_seconds and self._clock() > video.used_at + min(_TOUCH_SECONDS, self._ttl_seconds / 10):
             await self._note_use(video)
         content = video.content
         try:
@@ -161,9 +169,18 @@ class VideoLibrary:
             raise _not_found(video_id, param) from None
         return video, file
 
-    async def page(self, owner: str, *, below: int | None = None, limit: int) -> list[Video]:
-        """An owner's videos, the newest first, from below a :attr:`Video.number` on."""
-        return await self._database.read(partial(catalog.list_videos, owner=owner, below=below, limit=limit))
+    async def page(self, owner: str, *, below: int | None = None, limit: int, words: str | None = None) -> list[Video]:
+        """An owner's videos, the newest first, from below a :attr:`Video.number` on.
+
+        Args:
+            owner: whose.
+            below: only numbers below this one.
+            limit: most videos.
+            words: only videos whose name has them, in either case.
+        """
+        return await self._database.read(
+            partial(catalog.list_videos, owner=owner, below=below, limit=limit, words=words)
+        )
 
     async def rename(self, video_id: str, owner: str, filename: str) -> Video:
         """Give a video another name.

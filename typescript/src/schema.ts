@@ -5360,6 +5360,8 @@ export interface operations {
                 limit?: number;
                 /** @description A page's `next_cursor`, for the page after it. */
                 cursor?: string | null;
+                /** @description Only videos with this in their name. */
+                query?: string | null;
             };
             header?: never;
             path?: never;

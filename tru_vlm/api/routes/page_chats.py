@@ -8,9 +8,9 @@ from tru_vlm.api import schemas
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.chats_bodies import TurnBody
 from tru_vlm.api.recorded_stream import RecordedStream
+from tru_vlm.api.routes.page_library import ShownVideo, show_video
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.chats.records import Chat, Turn
-from tru_vlm.library.catalog import Video
 from tru_vlm.principal import Principal
 
 _SETTLE_SECONDS = 2.0
@@ -23,16 +23,6 @@ class StartedTurn:
     chat: Chat
     stream: RecordedStream
     is_first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ShownVideo:
-    """The clip of a chat; ``kind`` is the page's word, ``url`` relative to the page."""
-
-    id: str
-    kind: str
-    name: str
-    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +79,7 @@ async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
     """
     chat, turns = await chats.store.with_turns(owner, chat_id)
     video = (await chats.videos(chat))[0]
-    return ShownChat(chat.id, _shown(video) if video else None, turns[::-1])
-
-
-def _shown(video: Video) -> ShownVideo:
-    content = video.content
-    kind = "picture" if content.kind == "image" else "video"
-    return ShownVideo(content.sha256, kind, video.filename or "video", f"v1/videos/{content.sha256}/content")
+    return ShownChat(chat.id, show_video(video) if video else None, turns[::-1])
 
 
 async def _kept(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:

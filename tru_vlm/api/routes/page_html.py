@@ -19,6 +19,7 @@ from tru_vlm import __version__
 from tru_vlm.api.markdown_html import clock, render_markdown
 from tru_vlm.api.markdown_stream import MarkdownStream, ShownBlock
 from tru_vlm.api.routes.page_chats import ShownChat
+from tru_vlm.api.routes.page_library import ShownLibrary
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
@@ -201,9 +202,13 @@ class PageRenderer:
             htmx_config=json.dumps(_HTMX_CONFIG),
         )
 
-    def page(self, context: PageContext, chat: ShownChat | None = None) -> str:
+    def page(self, context: PageContext, library: ShownLibrary, chat: ShownChat | None = None) -> str:
         """The whole page, perhaps with a stored conversation on it."""
-        return self._render("page.html", page=context, chat=chat)
+        return self._render("page.html", page=context, library=library, chat=chat)
+
+    def library(self, library: ShownLibrary) -> str:
+        """Rows of kept videos."""
+        return self._render("partials/library.html", library=library)
 
     def history(self, chats: Sequence[Chat]) -> str:
         """The list of conversations."""

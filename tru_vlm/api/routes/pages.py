@@ -23,6 +23,7 @@ from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse, RunningRequest
 from tru_vlm.api.routes.page_chats import ShownChat, StartedTurn, show_chat, start_turn
 from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
+from tru_vlm.api.routes.page_library import add_library, show_library
 from tru_vlm.api.security.headers import PAGE_POLICY
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
@@ -104,8 +105,10 @@ def build_pages_router(context: AppContext) -> APIRouter:
         has_keys=bool(context.keyring),
     )
     chats = context.chats
+    library = service.library.store
     unclaimed = UnclaimedAnswers()
     _add_history(router, chats, renderer)
+    add_library(router, library, renderer, _HEADERS)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", response_class=HTMLResponse)
@@ -114,7 +117,8 @@ def build_pages_router(context: AppContext) -> APIRouter:
         opened: ShownChat | None = None
         with contextlib.suppress(NotFoundError):
             opened = await show_chat(chats, principal_of(request).tenant, chat) if chat else None
-        return HTMLResponse(renderer.page(shown, opened), headers={**_HEADERS, "Cache-Control": "no-cache"})
+        kept = await show_library(library, principal_of(request).tenant)
+        return HTMLResponse(renderer.page(shown, kept, opened), headers={**_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:

@@ -61,10 +61,13 @@ def build_router(service: InferenceService) -> APIRouter:
         cursor: Annotated[
             str | None, Query(pattern=r"^[0-9]{1,18}$", description="A page's `next_cursor`, for the page after it.")
         ] = None,
+        query: Annotated[
+            str | None, Query(min_length=1, max_length=200, description="Only videos with this in their name.")
+        ] = None,
     ) -> KeptVideoList:
         """The kept videos, the newest first."""
         below = int(cursor) if cursor is not None else None
-        found = await library.store.page(owner_of(request), below=below, limit=limit + 1)
+        found = await library.store.page(owner_of(request), below=below, limit=limit + 1, words=query)
         page, has_more = found[:limit], len(found) > limit
         next_cursor = str(page[-1].number) if has_more else None
         return KeptVideoList(data=[shown(video) for video in page], has_more=has_more, next_cursor=next_cursor)

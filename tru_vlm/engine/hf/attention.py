@@ -1,4 +1,4 @@
-"""What Transformers calls in each text layer: keep new keys and values in the cache, attend row by row.
+"""Attention of a text layer: keep new keys and values in the cache, attend row by row.
 
 A row attends to its own tokens only, through its own view of the cache, so its result does not depend on its
 neighbours.  Knows tensors and slots; knows no requests.
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, attend_decode
 from tru_vlm.engine.hf.kv_cache import KvCache
 from tru_vlm.engine.hf.shared_prefix import GroupLayout, attend_group
-from tru_vlm.engine.hf.vision import FRAME_ATTENTION, frame_attention
-
-PAGED_ATTENTION = "tru_vlm_blocks"
 
 AttentionKernel = Literal["sdpa", "flash_attention_2"]
 
@@ -87,50 +83,38 @@ class AttentionPlan:
     decode_at: torch.Tensor | None = None
 
 
-def register_attention() -> None:
-    """Make our functions known to Transformers under their names; again does nothing."""
-    ALL_ATTENTION_FUNCTIONS.register(PAGED_ATTENTION, paged_attention)
-    ALL_ATTENTION_FUNCTIONS.register(FRAME_ATTENTION, frame_attention)
-
-
-def paged_attention(
-    module: Any,
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    plan: AttentionPlan,
     *,
+    layer: int,
     scaling: float,
-    attention_plan: AttentionPlan,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of packed rows over the cache, with Transformers' signature.
+) -> torch.Tensor:
+    """Attention of packed rows over the cache, which takes their keys and values.
 
     Args:
-        module: the attention layer; its ``layer_idx`` picks the cache's layer.
-        query: (1, num_heads, N, head_dim).
-        key: (1, num_kv_heads, N, head_dim).
-        value: (1, num_kv_heads, N, head_dim).
-        attention_mask: unused; rows are kept apart by the plan.
+        query: (N, num_heads, head_dim).
+        key: (N, num_kv_heads, head_dim).
+        value: (N, num_kv_heads, head_dim).
+        plan: the step's layout.
+        layer: which of the cache's.
         scaling: of the scores.
-        attention_plan: the step's layout.
 
     Returns:
-        (1, N, num_heads, head_dim), and None for the weights.
+        (N, num_heads, head_dim).
     """
-    del attention_mask
-    keys = attention_plan.cache.keys[module.layer_idx]
-    values = attention_plan.cache.values[module.layer_idx]
-    keys.index_copy_(0, attention_plan.new_slots, key[0].transpose(0, 1))
-    values.index_copy_(0, attention_plan.new_slots, value[0].transpose(0, 1))
-    packed = query[0].transpose(0, 1)  # (N, num_heads, head_dim)
-    if attention_plan.varlen is not None:
-        return _attend_packed(packed, keys, values, attention_plan.varlen, scaling).unsqueeze(0), None
-    if attention_plan.decode is not None and attention_plan.decode_at is None:
-        return attend_decode(packed, keys, values, attention_plan.decode, scaling=scaling).unsqueeze(0), None
-    if attention_plan.decode is not None or attention_plan.groups:
-        return _attend_apart(packed, keys, values, attention_plan, scaling).unsqueeze(0), None
-    return _attend_rows(packed, keys, values, attention_plan.rows, scaling).unsqueeze(0), None
+    keys, values = plan.cache.keys[layer], plan.cache.values[layer]
+    keys.index_copy_(0, plan.new_slots, key)
+    values.index_copy_(0, plan.new_slots, value)
+    if plan.varlen is not None:
+        return _attend_packed(query, keys, values, plan.varlen, scaling)
+    if plan.decode is not None and plan.decode_at is None:
+        return attend_decode(query, keys, values, plan.decode, scaling=scaling)
+    if plan.decode is not None or plan.groups:
+        return _attend_apart(query, keys, values, plan, scaling)
+    return _attend_rows(query, keys, values, plan.rows, scaling)
 
 
 def _attend_apart(

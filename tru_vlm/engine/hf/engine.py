@@ -343,7 +343,7 @@ def _kv_shape(model: Any) -> KvShape:
         num_layers=text.num_hidden_layers,
         num_kv_heads=text.num_key_value_heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        dtype=model.get_input_embeddings().weight.dtype,
+        dtype=model.model.language_model.embed_tokens.weight.dtype,
     )
 
 

@@ -18,10 +18,12 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
-from tru_vlm.engine.hf.attention import PAGED_ATTENTION, AttentionKernel, register_attention
+from tru_vlm.engine.hf.attention import AttentionKernel
 from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
+from tru_vlm.engine.hf.packed_linear import pack_linear_layers
 from tru_vlm.engine.hf.quantization import check_quantization, quantize
-from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed
+from tru_vlm.engine.hf.text_model import TextModel
+from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed, register_attention
 from tru_vlm.processor.profile import ModelProfile
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -79,7 +81,7 @@ def _flash_attn_problem(device: str) -> str | None:
 
 
 def load_model(profile: ModelProfile, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> Any:
-    """The model with its weights on the device, in evaluation mode, calling our attention functions.
+    """The model with its weights on the device, in evaluation mode, with our text layers and our attention.
 
     Args:
         profile: of the checkpoint.
@@ -122,18 +124,22 @@ def _counted(items: list[Any], on_loaded: Callable[[float], None]) -> Iterator[A
 
 
 def prepare_model(model: Any, config: EngineConfig) -> Any:
-    """Make one of Transformers' models call our attention functions, quantize it, and put it on the device.
+    """Give one of Transformers' models our text layers and our attention, quantize it, and put it on the device.
 
     Raises:
         QuantizationError: if the weights cannot be quantized as asked for.
     """
     register_attention()
-    model.set_attn_implementation({"text_config": PAGED_ATTENTION, "vision_config": FRAME_ATTENTION})
+    model.set_attn_implementation({"vision_config": FRAME_ATTENTION})
+    model.model.language_model = TextModel(model.model.language_model)
     visual = model.model.visual
     visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
     if config.quantization != "none":
         quantize(model.model.language_model, config.quantization, device=config.device)
-    return model.to(config.device).eval().requires_grad_(False)
+    model = model.to(config.device).eval().requires_grad_(False)
+    if torch.device(config.device).type == "cpu":
+        pack_linear_layers(model.model.language_model)
+    return model
 
 
 def checkpoint_quantization(model_config: Any) -> str | None:

@@ -1,6 +1,6 @@
 """One forward pass per step: all rows' tokens packed side by side, whatever each of them is doing.
 
-Knows the model's modules and the cache's slots; knows no requests and no policy.
+Knows the text model and the cache's slots; knows no requests and no policy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
 from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
 from tru_vlm.engine.hf.shared_prefix import GroupFinder, GroupLayout
+from tru_vlm.engine.hf.text_model import DeepstackInput, TextModel
 from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision import VisualFeatures
 
@@ -61,8 +62,8 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any, cache: KvCache, device: str, kernel: AttentionKernel, *, block_tokens: int) -> None:
-        self._language_model = model.model.language_model
-        self._embed_tokens = model.get_input_embeddings()
+        self._text_model: TextModel = model.model.language_model
+        self._embed_tokens = self._text_model.embed_tokens
         self._lm_head = model.lm_head
         self._dtype: torch.dtype = self._embed_tokens.weight.dtype
         self._cache = cache
@@ -100,12 +101,8 @@ class ModelRunner:
 
     def _decode(self, step: StepInput) -> torch.Tensor:
         """Logits (B, vocabulary), float32, of one token of each row; nothing here waits for the device."""
-        hidden = self._language_model(
-            inputs_embeds=self._embed_tokens(step.token_ids)[None],
-            position_ids=step.positions[:, None],
-            use_cache=False,
-            attention_plan=AttentionPlan(self._cache, step.slots, decode=step.attention),
-        ).last_hidden_state[0]
+        plan = AttentionPlan(self._cache, step.slots, decode=step.attention)
+        hidden = self._text_model(self._embed_tokens(step.token_ids), step.positions, plan)
         logits: torch.Tensor = self._lm_head(hidden).float()
         return logits
 
@@ -125,15 +122,9 @@ class ModelRunner:
         starts = [0, *ends[:-1]]
         token_ids, positions, slots = self._packed(rows, starts)
         plan = self._attention_plan(rows, starts, slots)
-        embeddings = self._embed_tokens(token_ids)[None]
+        embeddings = self._embed_tokens(token_ids)
         deepstack = self._insert_features(rows, starts, embeddings)
-        hidden = self._language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions[:, None],
-            use_cache=False,
-            attention_plan=plan,
-            **deepstack,
-        ).last_hidden_state[0]
+        hidden = self._text_model(embeddings, positions, plan, deepstack)
         last = [end - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
         if not last:
             return None
@@ -230,21 +221,19 @@ class ModelRunner:
 
     def _insert_features(
         self, rows: Sequence[RowInput], starts: Sequence[int], embeddings: torch.Tensor
-    ) -> dict[str, Any]:
-        """Put visual features into the embeddings (1, N, hidden); returns what the text layers add later on."""
+    ) -> DeepstackInput | None:
+        """Put visual features into the embeddings (N, hidden); returns what the text layers add later on."""
         parts = [part for row in rows for part in row.features]
         if not parts:
-            return {}
+            return None
         features = VisualFeatures.joined(parts)
         placed = zip(rows, starts, strict=True)
         indices = np.concatenate(
             [row.visual_indices + start for row, start in placed if row.visual_indices is not None]
         )
-        on_device = to_device(torch.from_numpy(indices), self._device)
-        embeddings[0].index_copy_(0, on_device, features.embeddings.to(embeddings.dtype))
-        mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=self._device)
-        mask[0, on_device] = True
-        return {"visual_pos_masks": mask, "deepstack_visual_embeds": list(features.deepstack)}
+        at = to_device(torch.from_numpy(indices), self._device)
+        embeddings.index_copy_(0, at, features.embeddings.to(embeddings.dtype))
+        return DeepstackInput(at, features.deepstack)
 
 
 def _decode_row(row: RowInput) -> DecodeRow | None:

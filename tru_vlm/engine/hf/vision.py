@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tru_vlm.engine.base import MediaInput
 from tru_vlm.engine.hf.transfer import to_device
@@ -23,6 +24,11 @@ from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt
 
 FRAME_ATTENTION = "tru_vlm_frames"
+
+
+def register_attention() -> None:
+    """Make :func:`frame_attention` known to Transformers under its name; again does nothing."""
+    ALL_ATTENTION_FUNCTIONS.register(FRAME_ATTENTION, frame_attention)
 
 
 @dataclass(frozen=True, slots=True)
