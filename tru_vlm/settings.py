@@ -262,6 +262,11 @@ class Settings(BaseSettings):
         15.0, description="Wall clock of one attempt, in seconds."
     )
 
+    # Assistants
+    mcp_endpoint: bool = Field(
+        False, description="Offer the tools for assistants at /mcp, too (MCP over HTTP); needs the extra `mcp`."
+    )
+
     # Access.  A secret is given as it is, or as a file that holds it (Docker's and Kubernetes' way).
     api_keys_file: Path | None = Field(None, description="A file that holds API_KEYS.")
     api_keys: SecretStr = Field(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of
+from scraping import grown, scrape, scrape_until
 from standardwebhooks import Webhook as Verifier
 from support import Server, start_server
 from test_jobs import get, item, submit, submit_lines, until_ended
@@ -35,6 +36,7 @@ def webhook_of(server: Server, job: dict[str, Any], *statuses: str) -> dict[str,
 
 
 def test_the_end_of_a_batch_is_told_and_no_secret_shows(hooked: Server) -> None:
+    before = scrape(hooked.base)
     with receiver(500, 204) as one:
         webhook = {"url": one.url("/hook?token=in-the-query"), "secret": SECRET}
         submitted = submit(hooked, item(hooked), webhook=webhook)
@@ -44,7 +46,12 @@ def test_the_end_of_a_batch_is_told_and_no_secret_shows(hooked: Server) -> None:
         done = until_ended(hooked, job)
         state = webhook_of(hooked, job, "delivered")
         assert (state["attempts"], state["status_code"], state["error"]) == (2, 204, None)
-        first, second = one.received
+        after = scrape_until(hooked.base, lambda now: grown(before, now, "webhook_deliveries_total") == 2)
+    assert grown(before, after, "webhook_deliveries_total", outcome="retried") == 1
+    assert grown(before, after, "webhook_deliveries_total", outcome="delivered") == 1
+    assert grown(before, after, "job_items_total", kind="batch", outcome="succeeded") == 1
+    assert grown(before, after, "jobs", kind="batch", status="succeeded") == 1
+    first, second = one.received
     assert first.id == second.id
     assert second.path == "/hook?token=in-the-query"
     told = Verifier(SECRET).verify(second.body, second.headers)

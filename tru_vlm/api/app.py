@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -21,7 +22,7 @@ from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.placement import Placement, check_shared_cards, num_cpu_workers
+from tru_vlm.api.placement import Placement, StartError, check_shared_cards, num_cpu_workers
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import (
     chat,
@@ -55,6 +56,9 @@ from tru_vlm.telemetry.metrics import Metrics
 from tru_vlm.telemetry.spans import Tracing, trace_target
 from tru_vlm.video.decode_pool import PoolStartError
 
+if TYPE_CHECKING:
+    from tru_vlm.api.mcp_endpoint import McpEndpoint
+
 
 @dataclass(frozen=True, slots=True)
 class AppContext:
@@ -67,6 +71,7 @@ class AppContext:
     keyring: Keyring
     metrics: Metrics
     tracing: Tracing
+    mcp: McpEndpoint | None
 
 
 class VideoServer(WorkerServer):
@@ -85,7 +90,8 @@ class VideoServer(WorkerServer):
             try:
                 self.context.tracing.start("http")
                 await self._start_service()
-                yield
+                async with self.context.mcp.running() if self.context.mcp else contextlib.nullcontext():
+                    yield
             finally:
                 orphan_watch.cancel()
                 await self.context.jobs.close()
@@ -146,8 +152,10 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        chats, jobs = Chats(settings, service.library), JobService(service)
-        return AppContext(settings, service, chats, jobs, keyring, counted, Tracing(trace_target(settings)))
+        chats, jobs = Chats(settings, service.library), JobService(service, counted)
+        return AppContext(
+            settings, service, chats, jobs, keyring, counted, Tracing(trace_target(settings)), _mcp(service)
+        )
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -155,6 +163,17 @@ def build_server(
     for lit_api in lit_apis:
         lit_api.num_cpu_engines = num_cpu_workers(devices)
     return server
+
+
+def _mcp(service: InferenceService) -> McpEndpoint | None:
+    """The endpoint for assistants, where it is wanted; the package is loaded only then."""
+    if not service.settings.mcp_endpoint:
+        return None
+    if importlib.util.find_spec("mcp") is None:
+        raise StartError("MCP_ENDPOINT=true: the package mcp is not installed. Install it: pip install 'tru-vlm[mcp]'.")
+    from tru_vlm.api.mcp_endpoint import McpEndpoint
+
+    return McpEndpoint(service)
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
@@ -178,7 +197,9 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(job_results.build_router(context.jobs))
     app.include_router(jobs.build_router(context.service, context.jobs))
     app.include_router(health.build_router(context.service, context.jobs))
-    app.include_router(metrics.build_router(context.metrics))
+    app.include_router(metrics.build_router(context.metrics, context.jobs))
+    if context.mcp is not None:
+        app.router.routes.extend(context.mcp.routes)
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
     bodies = (openapi_chat, openapi_chats, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
     install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +18,7 @@ from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stopping import is_stopping
 from tru_vlm.api.webhook_bodies import message_body, webhook_of
 from tru_vlm.database import Database
-from tru_vlm.errors import FetchError, InvalidRequestError
+from tru_vlm.errors import FetchError, InvalidRequestError, UnavailableError
 from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.jobs import tables
 from tru_vlm.jobs.bell import Bell, wait_for
@@ -25,16 +26,19 @@ from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.process_lock import ProcessLock
 from tru_vlm.jobs.runner import JobRunner
 from tru_vlm.jobs.store import JobStore, new_job_id
-from tru_vlm.jobs.tables import Job, JobEvent, Kind, NewItem, Result
+from tru_vlm.jobs.tables import Job, JobEvent, JobStatus, Kind, NewItem, Result
 from tru_vlm.jobs.webhook_deliverer import Retrying, WebhookDeliverer
 from tru_vlm.jobs.webhook_sender import PARAM, WebhookSender
-from tru_vlm.jobs.webhook_store import Webhook, WebhookStore
+from tru_vlm.jobs.webhook_store import Webhook, WebhookStatus, WebhookStore
+from tru_vlm.telemetry import catalogue
+from tru_vlm.telemetry.metrics import Metrics, Reading
 from tru_vlm.types import KeptVideo
 
 _PAGE = 100
 _LOOK_SECONDS = 1.0
 _RESOLVE_SECONDS = 5.0
 _MAX_FIELD_BYTES, _MAX_FIELDS = 1 << 16, 8
+_DELIVERY_OUTCOMES: dict[WebhookStatus, str] = {"delivered": "delivered", "pending": "retried", "failed": "failed"}
 
 
 class JobService:
@@ -42,9 +46,10 @@ class JobService:
 
     Args:
         service: answers what jobs ask.
+        metrics: where items and deliveries are counted.
     """
 
-    def __init__(self, service: InferenceService) -> None:
+    def __init__(self, service: InferenceService, metrics: Metrics) -> None:
         settings, folder = service.settings, service.settings.storage_dir / "jobs"
         self._service = service
         self._database = Database(
@@ -63,6 +68,7 @@ class JobService:
             concurrency=settings.job_concurrency,
             ttl_seconds=settings.job_ttl_seconds,
             is_stopping=is_stopping,
+            count=lambda kind, outcome: metrics.count(catalogue.JOB_ITEMS, kind=kind, outcome=outcome),
         )
         self._webhooks = WebhookStore(self._database)
         self._deliverer = WebhookDeliverer(
@@ -72,7 +78,15 @@ class JobService:
             lock=ProcessLock(settings.storage_dir / "webhooks.lock"),
             bell=self._bell,
             retrying=Retrying(settings.webhook_max_attempts, settings.webhook_retry_seconds),
+            count=lambda status: metrics.count(catalogue.WEBHOOK_DELIVERIES, outcome=_DELIVERY_OUTCOMES[status]),
         )
+        self._counts: dict[tuple[Kind, JobStatus], int] = {}
+        for outcome in _DELIVERY_OUTCOMES.values():
+            metrics.begin(catalogue.WEBHOOK_DELIVERIES, outcome=outcome)
+        for kind in tables.KINDS:
+            for ended in ("succeeded", "failed"):
+                metrics.begin(catalogue.JOB_ITEMS, kind=kind, outcome=ended)
+        metrics.read_from(self._readings)
 
     async def start(self) -> None:
         """Open the jobs, and go on with those that are not finished.
@@ -93,9 +107,19 @@ class JobService:
     async def stats(self) -> dict[str, int]:
         """Jobs by status, and the items that are being asked."""
         counts = await self.store.counts()
-        return {status: counts.get(status, 0) for status in tables.STATUSES} | {
-            "items_running": self._runner.num_running
+        found: dict[str, int] = {
+            status: sum(counts[kind, status] for kind in tables.KINDS) for status in tables.STATUSES
         }
+        return found | {"items_running": self._runner.num_running}
+
+    async def count(self) -> None:
+        """Count the jobs, for metrics; where that cannot be done now, the last count stays."""
+        with contextlib.suppress(UnavailableError):
+            self._counts = await self.store.counts()
+
+    def _readings(self) -> Iterator[Reading]:
+        for (kind, status), number in self._counts.items():
+            yield Reading(catalogue.JOBS, number, {"kind": kind, "status": status})
 
     async def answers(self, jobs: Sequence[Job]) -> list[JobAnswer]:
         """Jobs as lists have them, without what was found out."""

@@ -88,7 +88,8 @@ class LibraryService:
         spool: where files lie while they arrive.
         source: gets files from addresses.
         videos: probes and samples.
-        bounds: what a sampling may be.
+        bounds_of: what a sampling of a video may be, by the model that is asked for and the video's id; raises where
+            there is no such model.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class LibraryService:
         spool: Spool,
         source: VideoSource,
         videos: VideoService,
-        bounds: SamplingBounds,
+        bounds_of: Callable[[str | None, str], SamplingBounds],
     ) -> None:
         self.store = stores.videos
         self.uploads = stores.uploads
@@ -108,7 +109,7 @@ class LibraryService:
         self._spool = spool
         self._source = source
         self._videos = videos
-        self._bounds = bounds
+        self._bounds_of = bounds_of
         self._places = Places(settings.max_queued_requests)
         self._expiry: asyncio.Task[None] | None = None
 
@@ -203,19 +204,33 @@ class LibraryService:
 
     @contextlib.asynccontextmanager
     async def frames(
-        self, video_id: str, params: VideoParams, *, owner: str, is_use: bool = True
+        self,
+        video_id: str,
+        params: VideoParams,
+        *,
+        owner: str,
+        model: str | None = None,
+        is_use: bool = True,
     ) -> AsyncIterator[FramesLease]:
         """The frames that a question with these options would see; the video's life begins anew where it is a use.
 
+        Args:
+            video_id: a kept one.
+            params: how it is sampled.
+            owner: whose it is.
+            model: which model would see them; by default the server's.
+            is_use: whether somebody wants them.
+
         Raises:
-            NotFoundError: no such video is kept.
+            NotFoundError: no such video is kept, or there is no such model.
             InvalidRequestError: the options contradict each other, the file or the ceilings.
             OverloadedError: too many want some.
         """
         with self._place():
             try:
                 async with asyncio.timeout(self._settings.request_timeout_seconds):
-                    lease = await self._sample(video_id, params, owner, is_use=is_use)
+                    bounds = self._bounds_of(model, video_id)
+                    lease = await self._sample(video_id, params, bounds, owner, is_use=is_use)
             except TimeoutError:
                 raise timed_out(self._settings.request_timeout_seconds) from None
             except InvalidRequestError as error:
@@ -249,12 +264,14 @@ class LibraryService:
         assert jpeg is not None  # noqa: S101 - there is always a first frame
         return jpeg
 
-    async def _sample(self, video_id: str, params: VideoParams, owner: str, *, is_use: bool) -> FramesLease:
+    async def _sample(
+        self, video_id: str, params: VideoParams, bounds: SamplingBounds, owner: str, *, is_use: bool
+    ) -> FramesLease:
         _, file = await self.store.borrow(video_id, owner, is_use=is_use)
         try:
             salt = cache_salt_of(owner)
             probe = await self._videos.inspect(file, "video_id", salt)
-            return await self._videos.frames(file, probe, params, self._bounds, param="video_id", cache_salt=salt)
+            return await self._videos.frames(file, probe, params, bounds, param="video_id", cache_salt=salt)
         finally:
             await self._spool.remove(file)
 

@@ -98,7 +98,14 @@ class Models:
 
     def by_content(self, name: str, request: InferenceRequest, files: Sequence[SpooledFile]) -> Model:
         """The model for a request that has no key: another question on the same video has the same one."""
-        return self._models[weighted_choice(_content_key(request, files), self.aliases[name], salt=name)]
+        return self._of_content(name, _content_key(request, files))
+
+    def of_video(self, name: str, sha256: str) -> Model:
+        """The model of a question without a key on one video, by the content's hash."""
+        return self.at_once(name, None) or self._of_content(name, sha256)
+
+    def _of_content(self, name: str, key: str) -> Model:
+        return self._models[weighted_choice(key, self.aliases[name], salt=name)]
 
 
 def _content_key(request: InferenceRequest, files: Sequence[SpooledFile]) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from tru_vlm.api.bodies import Body, VideoParamsBody
 from tru_vlm.api.openapi import ERROR_RESPONSES, body_of, error_entry, merge_bodies
-from tru_vlm.api.schemas import VideoUrl
+from tru_vlm.api.schemas import ModelName, VideoUrl
 from tru_vlm.types import VideoInfo
 
 Filename = Annotated[str, Field(min_length=1, max_length=255, description="A name for people.", examples=["clip.mp4"])]
@@ -45,6 +45,7 @@ class RenameBody(Body):
 class FramesQuery(VideoParamsBody):
     """How frames are sampled, as in a question, and as what they are sent."""
 
+    model: ModelName | None = None
     format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="Of the images.")
     max_side: MaxSide | None = None
 
@@ -52,6 +53,7 @@ class FramesQuery(VideoParamsBody):
 class FrameQuery(VideoParamsBody):
     """How frames are sampled, and how large one is sent."""
 
+    model: ModelName | None = None
     max_side: MaxSide | None = None
 
 

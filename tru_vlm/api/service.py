@@ -180,7 +180,7 @@ class InferenceService:
             spool=self.spool,
             source=self._source,
             videos=self.videos,
-            bounds=self.models.variants_of(self.models.default)[0].planner.bounds,
+            bounds_of=lambda model, video_id: self.models.of_video(self.models.name_of(model), video_id).planner.bounds,
         )
         self._schemas = SchemaCheck()
         self.rates = RateCounter(settings.redis_url.get_secret_value())

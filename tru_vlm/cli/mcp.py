@@ -21,7 +21,7 @@ def mcp(*, base_url: a.BaseUrl = a.DEFAULT_BASE_URL, api_key: a.ApiKey = None) -
 
 
 async def _serve(base_url: str, api_key: str | None) -> None:
-    from tru_vlm.assistants import build_mcp_server
+    from tru_vlm.assistants import ClientBackend, build_mcp_server
 
     async with AsyncClient(base_url, api_key=api_key) as client:
-        await build_mcp_server(client).run_stdio_async()
+        await build_mcp_server(ClientBackend(client)).run_stdio_async()

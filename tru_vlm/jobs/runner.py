@@ -20,11 +20,12 @@ from tru_vlm.jobs.bell import Bell, wait_for
 from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.process_lock import ProcessLock
 from tru_vlm.jobs.store import JobStore
-from tru_vlm.jobs.tables import Item, Job, NewItem
+from tru_vlm.jobs.tables import Item, Job, Kind, NewItem
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Outcome = Literal["succeeded", "failed"]
 
 MAX_ATTEMPTS = 5
 """How often something is tried that fails for a reason that may pass; being busy does not count."""
@@ -86,6 +87,7 @@ class JobRunner:
         concurrency: items asked at once.
         ttl_seconds: how long a job is kept after its end; 0 for ever.
         is_stopping: whether nothing new may be begun.
+        count: is told of each item that has ended, by the kind of its job, and how.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class JobRunner:
         concurrency: int,
         ttl_seconds: float,
         is_stopping: Callable[[], bool] = lambda: False,
+        count: Callable[[Kind, Outcome], None] = lambda _kind, _outcome: None,
     ) -> None:
         self._store = store
         self._files = files
@@ -108,6 +111,7 @@ class JobRunner:
         self._concurrency = concurrency
         self._ttl_seconds = ttl_seconds
         self._is_stopping = is_stopping
+        self._count = count
         self._running: dict[tuple[int, int | None], asyncio.Task[None]] = {}
         self._served: dict[int, int] = {}  # when each job had its last turn, in turns
         self._num_turns = 0
@@ -200,8 +204,11 @@ class JobRunner:
             return
         reply = await self._reply(job, item)
         outcome = {"status_code": reply.status_code, "request_id": reply.request_id, "body": reply.body}
-        result: Literal["succeeded", "failed"] = "succeeded" if reply.status_code == _OK else "failed"
-        if await _written(partial(self._store.finish_item, item, result, outcome)) == "succeeded":
+        result: Outcome = "succeeded" if reply.status_code == _OK else "failed"
+        status = await _written(partial(self._store.finish_item, item, result, outcome))
+        if status is not None:
+            self._count(job.kind, result)
+        if status == "succeeded":
             await self._files.remove(job.id)
 
     async def _reply(self, job: Job, item: Item) -> Reply:

@@ -17,7 +17,9 @@ from tru_vlm.database import Database
 from tru_vlm.errors import ErrorInfo, InvalidRequestError, NotFoundError, OverloadedError
 from tru_vlm.jobs.tables import (
     ACTIVE,
+    KINDS,
     RESULT_COLUMNS,
+    STATUSES,
     EventName,
     Item,
     Job,
@@ -146,10 +148,13 @@ class JobStore:
 
         return await self._database.read(read)
 
-    async def counts(self) -> dict[str, int]:
-        """Jobs by status."""
-        query = "SELECT status, count(*) FROM jobs GROUP BY status"
-        return await self._database.read(lambda connection: dict(connection.execute(query).fetchall()))
+    async def counts(self) -> dict[tuple[Kind, JobStatus], int]:
+        """Jobs by kind and status; those of which there is none, too."""
+        query = "SELECT kind, status, count(*) FROM jobs GROUP BY kind, status"
+        none = {(kind, status): 0 for kind in KINDS for status in STATUSES}
+        return await self._database.read(
+            lambda connection: none | {(kind, status): number for kind, status, number in connection.execute(query)}
+        )
 
     async def ids_in_need_of_videos(self) -> set[str]:
         """The jobs that may (still) have something asked."""

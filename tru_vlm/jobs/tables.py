@@ -13,6 +13,7 @@ ItemStatus = Literal["queued", "succeeded", "failed"]
 EventName = Literal["status", "item", "done"]
 
 ACTIVE: tuple[JobStatus, ...] = ("queued", "running")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 
 MIGRATIONS = (

@@ -138,6 +138,17 @@ VISUAL_TOKENS = _histogram("request_visual_tokens", "Visual tokens of a question
 GENERATION_TOKENS_HISTOGRAM = _histogram("request_generation_tokens", "Tokens of an answer.", *MODEL, buckets=TOKENS)
 NUM_FRAMES = _histogram("request_frames", "Frames that a question's media were sampled to.", *MODEL, buckets=FRAMES)
 
+# Jobs
+JOBS = _gauge(
+    "jobs", "Jobs, by what they are and where they are; those that have ended until they expire.", "kind", "status"
+)
+JOB_ITEMS = _counter("job_items", "Items of jobs that have ended: `succeeded` or `failed`.", "kind", "outcome")
+WEBHOOK_DELIVERIES = _counter(
+    "webhook_deliveries",
+    "Attempts to tell a job's end: `delivered`, `retried` (not taken, and sent again later) or `failed` (given up).",
+    "outcome",
+)
+
 # Engine
 BATCH_SIZE = _histogram("batch_size", "Requests that got a token in one step of a worker.", *MODEL, buckets=ROWS)
 ENGINE_STEPS = _counter("engine_steps", "Steps of the model.", *WORKER)

@@ -5934,6 +5934,7 @@ export interface operations {
                 video_end?: number | null;
                 /** @description Where the video would not fit into the model's context, or more is asked for than the server or the file allows, take smaller or fewer frames instead of refusing, and say so in `video.notes`. */
                 fit?: boolean;
+                model?: string | null;
                 /** @description Of the images. */
                 format?: "jpeg" | "png" | "webp";
                 max_side?: number | null;
@@ -6044,6 +6045,7 @@ export interface operations {
                 video_end?: number | null;
                 /** @description Where the video would not fit into the model's context, or more is asked for than the server or the file allows, take smaller or fewer frames instead of refusing, and say so in `video.notes`. */
                 fit?: boolean;
+                model?: string | null;
                 max_side?: number | null;
             };
             header?: never;

@@ -85,7 +85,7 @@ def build_router(service: InferenceService) -> APIRouter:
     async def frames(video_id: VideoIdPath, request: Request) -> FramesAnswer:
         """The frames that a question with these options would see, with their times."""
         query = _query(FramesQuery, request)
-        async with library.frames(video_id, _sampling(query), owner=owner_of(request)) as lease:
+        async with library.frames(video_id, _sampling(query), owner=owner_of(request), model=query.model) as lease:
             info = lease.info
         given = urlencode({name: value for name, value in request.query_params.items() if name != "format"})
         address = f"/v1/videos/{video_id}/frames/{{}}.{query.format}" + (f"?{given}" if given else "")
@@ -105,7 +105,7 @@ def build_router(service: InferenceService) -> APIRouter:
     ) -> Response:
         """One sampled frame as the model sees it; the options are those of the list."""
         query = _query(FrameQuery, request)
-        async with library.frames(video_id, _sampling(query), owner=owner_of(request)) as lease:
+        async with library.frames(video_id, _sampling(query), owner=owner_of(request), model=query.model) as lease:
             image = await library.frame(lease, index, image_format=image_format, max_side=query.max_side)
             num_frames = lease.info.num_frames
         if image is None:

@@ -1,0 +1,120 @@
+"""The tools for assistants at /mcp, spoken to with the official SDK: behind the door, with each client's own key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+import requests
+from client import QUESTION, TIMEOUT
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from support import Server, start_server
+
+from tru_vlm.api.keys import hash_key, new_key
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A server that offers the tools, and its keys by name."""
+
+    server: Server
+    keys: dict[str, str]
+
+    def bearer(self, name: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys[name]}"}
+
+
+@pytest.fixture(scope="module")
+def offered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offered]:
+    folder = tmp_path_factory.mktemp("mcp")
+    keys = {name: new_key() for name in ("alice", "bob")}
+    entries = [{"name": name, "hash": hash_key(key)} for name, key in keys.items()]
+    running = start_server(folder, MCP_ENDPOINT="true", API_KEYS=json.dumps(entries))
+    yield Offered(running, keys)
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def video_id(offered: Offered, clips: dict[str, Path]) -> str:
+    """A video that alice keeps."""
+    with clips["one"].open("rb") as file:
+        response = requests.post(
+            f"{offered.server.base}/v1/videos", files={"video": file}, headers=offered.bearer("alice"), timeout=TIMEOUT
+        )
+    return response.json()["id"]
+
+
+@asynccontextmanager
+async def assistant(offered: Offered, name: str, *, mode: str = "auto") -> AsyncIterator[Client]:
+    async with httpx2.AsyncClient(headers=offered.bearer(name), timeout=TIMEOUT) as http:
+        transport = streamable_http_client(f"{offered.server.base}/mcp", http_client=http)
+        async with Client(transport, mode=mode) as client:
+            yield client
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_a_kept_video_is_asked_about_with_progress(offered: Offered, video_id: str, mode: str) -> None:
+    progress: list[tuple[float, str | None]] = []
+
+    async def on_progress(value: float, _total: float | None, message: str | None) -> None:
+        progress.append((value, message))
+
+    async def talk() -> None:
+        async with assistant(offered, "alice", mode=mode) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            assert tools.keys() == {"ask_video", "plan_video", "list_models"}
+            assert tools["ask_video"].input_schema["required"] == ["video", "question"]
+            assert tools["plan_video"].input_schema["required"] == ["video"]
+            asked = {"video": video_id, "question": QUESTION, "max_tokens": 12}
+            answer = await client.call_tool("ask_video", asked, progress_callback=on_progress)
+            assert not answer.is_error, answer
+            assert "circle" in json.loads(answer.content[0].text)["text"]
+            plan = await client.call_tool("plan_video", {"video": video_id, "max_frames": 4})
+            assert json.loads(plan.content[0].text)["sampling"]["num_frames"] == 4
+            models = await client.call_tool("list_models", {})
+            assert "demo" in models.content[0].text
+
+    asyncio.run(talk())
+    values = [value for value, _ in progress]
+    assert values == sorted(set(values))
+    assert "circle" in "".join(message or "" for _, message in progress)
+
+
+def test_what_goes_wrong_is_told_and_no_file_of_the_server_is_read(
+    offered: Offered, video_id: str, clips: dict[str, Path]
+) -> None:
+    async def talk() -> None:
+        async with assistant(offered, "alice") as client:
+            for arguments, words in (
+                ({"video": str(clips["one"]), "question": "?"}, "http:// or https://"),
+                ({"video": "file:///etc/passwd", "question": "?"}, "http:// or https://"),
+                ({"video": "0" * 64, "question": "?"}, "0000"),
+                ({"video": video_id, "question": "?", "video_start": 100}, "video_start"),
+            ):
+                result = await client.call_tool("ask_video", arguments)
+                assert result.is_error
+                assert words in result.content[0].text
+        async with assistant(offered, "bob") as client:
+            result = await client.call_tool("ask_video", {"video": video_id, "question": "?"})
+            assert result.is_error, "another tenant's video"
+
+    asyncio.run(talk())
+
+
+def test_the_door_is_before_it(offered: Offered, server: Server) -> None:
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    accept = {"Accept": "application/json, text/event-stream"}
+    address = f"{offered.server.base}/mcp"
+    assert requests.post(address, json=call, headers=accept, timeout=TIMEOUT).status_code == 401
+    wrong = {**accept, "Authorization": "Bearer tru-none"}
+    assert requests.post(address, json=call, headers=wrong, timeout=TIMEOUT).status_code == 401
+    foreign = {**accept, **offered.bearer("alice"), "Origin": "https://evil.example"}
+    assert requests.post(address, json=call, headers=foreign, timeout=TIMEOUT).status_code == 403
+    assert requests.post(f"{server.base}/mcp", json=call, headers=accept, timeout=TIMEOUT).status_code == 404, "off"
