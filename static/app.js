@@ -7,7 +7,7 @@ import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
 import "./files.js";
 import { hold, release } from "./held_question.js";
 import { refresh } from "./library.js";
-import { chooseKept, clear, currentMedia, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
+import { clear, currentMedia, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
 
 const form = document.getElementById("ask");
 const prompt = document.getElementById("prompt");
@@ -157,13 +157,13 @@ htmx.createEventSource = (url) => {
 document.addEventListener("htmx:sseBeforeMessage", () => {
   hadFocusOnStop = document.activeElement?.id === "stop";
 });
-document.addEventListener("htmx:sseClose", ({ target }) => {
+answers.addEventListener("htmx:sseClose", ({ target }) => {
   const failure = target.querySelector(".failure");
   if (failure?.dataset.field) fieldOf(failure.dataset.field)?.setAttribute("aria-invalid", "true");
   if (failure?.dataset.field === "video_url") showLinkField();
   finish(target, failure ? "failed" : "done");
 });
-document.addEventListener("htmx:sseError", ({ target }) => {
+answers.addEventListener("htmx:sseError", ({ target }) => {
   if (target.dataset.state === "running") end(target, "failed", template("lost-end"));
 });
 
@@ -207,6 +207,7 @@ register({
     prompt.focus();
   },
   seek(element, event) {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the link, in a window of its own
     event.preventDefault();
     const card = cardOf(element);
     const token = card?.dataset.token ?? element.closest(".strip").dataset.token;
@@ -267,11 +268,4 @@ document.addEventListener("keydown", (event) => {
 
 if (navigator.platform.startsWith("Mac")) document.querySelector(".keys kbd").textContent = "⌘";
 
-// A stored conversation that the page came with
-
-if (answers.dataset.chat) {
-  const { kind, name, url, chat, videoId } = answers.dataset;
-  chooseKept({ kind, name, url, chat, videoId });
-  for (const card of answers.children) card.dataset.media = currentMedia().id;
-}
 showBusy();

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tru_vlm.api.routes.page_events import sse_event
 from tru_vlm.api.routes.page_html import (
     FORM_FIELDS,
     AnswerEvents,
@@ -16,7 +17,6 @@ from tru_vlm.api.routes.page_html import (
     format_bytes,
     load_samples,
     page_context,
-    sse_event,
 )
 from tru_vlm.api.routes.page_library import ShownLibrary, ShownVideo, until
 from tru_vlm.chats.records import Chat

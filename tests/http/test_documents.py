@@ -33,7 +33,7 @@ PAGES = [page for page in documents() if blocks(page)]
 # this tree's, whatever is installed.
 PROLOGUE = """set -euo pipefail
 tru-vlm() { python -m tru_vlm "$@"; }
-curl() { command curl --silent --show-error --fail-with-body --max-time 60 "$@"; }
+curl() { command curl --silent --show-error --fail-with-body --max-time 110 "$@"; }
 touch .variables; source ./.variables
 """
 
@@ -74,13 +74,17 @@ def test_blocks(page: Path, folder: Path, server: Server, clips_address: str) ->
     def as_run(text: str) -> str:
         return text.replace(ADDRESS, server.base.removeprefix("http://")).replace(CLIPS_ADDRESS, clips_address)
 
-    printed = ""
+    printed: str | None = None
     for block in blocks(page):
+        if block.language == "js" and not is_node_new():
+            printed = None
+            continue
         CHECKS[block.language](block)
         if block.title:
             (folder / block.title).write_text(as_run(block.code), encoding="utf-8")
         if "output" in block.notes:
-            assert wildcards(block.code).fullmatch(squeezed(printed)), f"{block}: it printed\n{printed}"
+            is_as_shown = printed is None or wildcards(block.code).fullmatch(squeezed(printed))
+            assert is_as_shown, f"{block}: it printed\n{printed}"
         elif block.is_run and not block.title and block.language in COMMANDS:
             printed = run(block, as_run(block.code), folder, server.base)
 
@@ -127,6 +131,15 @@ def check_syntax(*command: str) -> Callable[[Block], None]:
         assert result.returncode == 0, f"{block}\n{result.stderr}"
 
     return check
+
+
+@functools.cache
+def is_node_new() -> bool:
+    """Whether Node is as new as docs/javascript.md asks for; with an older one its blocks are left out."""
+    require(shutil.which("node"), "node is not installed")
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
+    major, minor, _ = version.removeprefix("v").split(".")
+    return (int(major), int(minor)) >= (20, 10)
 
 
 def check_python(block: Block) -> None:

@@ -276,6 +276,13 @@ class JobService:
                 yield result
             after = page[-1].place
 
+    async def looks(self) -> AsyncIterator[None]:
+        """Now, and whenever something may have happened to a job; ends when the server stops."""
+        while not is_stopping():
+            ring = self._bell.next_ring()
+            yield
+            await wait_for(ring, _LOOK_SECONDS)
+
     async def events(self, job: Job, *, after: int) -> AsyncIterator[JobEvent | None]:
         """What happened and happens, from behind an event's number on; None when nothing has happened for a while.
 

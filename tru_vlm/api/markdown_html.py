@@ -30,7 +30,7 @@ _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _ALIGNMENT = re.compile(r"text-align:(left|center|right)")
 _WEB = ("https://", "http://")
 _ALLOWED_VALUES = {
-    "href": re.compile(r"https?://.*|(?:\?chat=[\w-]{1,80})?#t=[\d.]{1,16}", re.DOTALL | re.IGNORECASE),
+    "href": re.compile(r"https?://.*|(?:\?(?:chat|job)=[\w-]{1,80})?#t=[\d.]{1,16}", re.DOTALL | re.IGNORECASE),
     "data-seconds": re.compile(r"[\d.]{1,16}"),
     "start": re.compile(r"\d{1,9}"),
 }

@@ -27,6 +27,7 @@ from tru_vlm.jobs.tables import (
     JobStatus,
     Kind,
     NewItem,
+    Question,
     Result,
     item_of,
     job_of,
@@ -190,6 +191,27 @@ class JobStore:
                 (job.number, after, limit),
             )
             return [result_of(row) for row in rows]
+
+        return await self._database.read(read)
+
+    async def questions(self, job: Job, *, limit: int) -> list[Question]:
+        """What the first items ask, and what became of them; their bodies, which may be large, are not read whole."""
+
+        def read(connection: sqlite3.Connection) -> list[Question]:
+            rows = connection.execute(
+                "SELECT json_extract(body, '$.prompt') AS prompt, json_extract(body, '$.video_id') AS video_id, "
+                "status, outcome FROM items WHERE job = ? ORDER BY place LIMIT ?",
+                (job.number, limit),
+            )
+            return [
+                Question(
+                    prompt=row["prompt"],
+                    video_id=row["video_id"],
+                    status=row["status"],
+                    outcome=json.loads(row["outcome"]) if row["outcome"] else None,
+                )
+                for row in rows
+            ]
 
         return await self._database.read(read)
 

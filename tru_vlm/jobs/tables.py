@@ -170,6 +170,35 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """An item as people read it.
+
+    Attributes:
+        prompt, video_id: what is asked about which kept video; None where the body says it otherwise.
+        status: whether it was answered.
+        outcome: as a :class:`Result` has it.
+    """
+
+    prompt: str | None
+    video_id: str | None
+    status: ItemStatus
+    outcome: dict[str, Any] | None
+
+    @property
+    def text(self) -> str:
+        """The answer's words; empty where there is none."""
+        return str(self._body("succeeded").get("text", ""))
+
+    @property
+    def error(self) -> str:
+        """Why it was not answered; empty where it was, or is still to be."""
+        return str(self._body("failed").get("error", {}).get("message", ""))
+
+    def _body(self, status: ItemStatus) -> dict[str, Any]:
+        return self.outcome["body"] if self.outcome and self.status == status else {}
+
+
+@dataclass(frozen=True, slots=True)
 class JobEvent:
     """Something that happened to a job.
 

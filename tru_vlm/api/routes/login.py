@@ -12,7 +12,7 @@ from starlette.status import HTTP_303_SEE_OTHER
 
 from tru_vlm.api.keys import Keyring
 from tru_vlm.api.routes.page_html import PageRenderer
-from tru_vlm.api.security.headers import PAGE_POLICY
+from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import MAX_KEY_CHARACTERS
 from tru_vlm.api.security.sessions import Sessions
 from tru_vlm.errors import InvalidRequestError, PayloadTooLargeError
@@ -27,7 +27,7 @@ def build_router(keyring: Keyring, sessions: Sessions, renderer: PageRenderer) -
     router = APIRouter(include_in_schema=False)
 
     def page(message: str, status: int = HTTPStatus.OK) -> Response:
-        return HTMLResponse(renderer.login(message), status, {"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(renderer.login(message), status, PAGE_HEADERS)
 
     @router.get("/login")
     async def form() -> Response:

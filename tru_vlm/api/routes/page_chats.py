@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from tru_vlm.api import schemas
+from tru_vlm.api.bodies import VideoParamsBody, validate
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.chats_bodies import TurnBody
+from tru_vlm.api.library_service import LibraryService
 from tru_vlm.api.recorded_stream import RecordedStream
 from tru_vlm.api.routes.page_library import ShownVideo, show_video
 from tru_vlm.api.service import InferenceService, ParsedForm
 from tru_vlm.chats.records import Chat, Turn
+from tru_vlm.errors import NotFoundError
 from tru_vlm.principal import Principal
+from tru_vlm.types import VideoInfo, VideoParams
 
 _SETTLE_SECONDS = 2.0
 
@@ -49,7 +54,7 @@ async def start_turn(service: InferenceService, chats: Chats, form: ParsedForm, 
         body = schemas.form_body(fields, form.video)
         schemas.build_request(body, service.settings, form.video)
         if not chat_id:
-            chat = await chats.create(owner, [await _kept(service, body, form, owner)], None)
+            chat = await chats.create(owner, [await keep_video(service, body, form, owner)], None)
     finally:
         if form.video is not None:
             await service.discard(form.video)
@@ -82,7 +87,33 @@ async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
     return ShownChat(chat.id, show_video(video) if video else None, turns[::-1])
 
 
-async def _kept(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:
+async def find_video(library: LibraryService, owner: str, video_id: str) -> ShownVideo:
+    """A kept video.
+
+    Raises:
+        NotFoundError: there is none (any more).
+    """
+    return show_video(await library.store.get(video_id, owner))
+
+
+async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_id: str, index: int) -> VideoInfo:
+    """What the model saw for a stored turn; its frames can be had now, decoded again if need be.
+
+    Raises:
+        NotFoundError: there is no such turn, it saw nothing, or its video has gone.
+        TruError: the video cannot be decoded now.
+    """
+    chat, turns = await chats.store.with_turns(owner, chat_id)
+    found = turns[index].answer if index < len(turns) else None
+    if found is None or not found.get("video"):
+        raise NotFoundError(f"Turn {index} has no frames.", param="index", code="turn_not_found")
+    body = validate(VideoParamsBody, turns[index].request.get("video_params", {}))
+    async with library.frames(chat.video_ids[0], VideoParams(**body.model_dump()), owner=owner) as lease:
+        url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
+        return dataclasses.replace(lease.info, notes=tuple(found["video"].get("notes", ())), frames_url=url)
+
+
+async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:
     """The id of the form's video, which is kept now."""
     if form.video is not None:
         video, _ = await service.library.keep(form.video, owner=owner)

@@ -16,10 +16,14 @@ import jinja2
 from markupsafe import Markup
 
 from tru_vlm import __version__
-from tru_vlm.api.markdown_html import clock, render_markdown
+from tru_vlm.api.markdown_html import clock, render_markdown, time_link
 from tru_vlm.api.markdown_stream import MarkdownStream, ShownBlock
+from tru_vlm.api.openapi_jobs import JobAnswer
 from tru_vlm.api.routes.page_chats import ShownChat
-from tru_vlm.api.routes.page_library import ShownLibrary
+from tru_vlm.api.routes.page_events import sse_event
+from tru_vlm.api.routes.page_jobs import ShownJob
+from tru_vlm.api.routes.page_library import ShownLibrary, ShownVideo
+from tru_vlm.api.routes.page_status import ShownModel
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import ErrorInfo
 from tru_vlm.settings import Settings
@@ -193,8 +197,10 @@ class PageRenderer:
         )
         self._environment.filters.update(
             clock=clock,
+            job_state=job_state,
             markdown=lambda text, address="": Markup(render_markdown(text, address)),  # noqa: S704 - it is sanitised
             seconds=format_seconds,
+            time_link=lambda seconds, address="": Markup(time_link(seconds, address)),  # noqa: S704 - made of numbers
             filesize=format_bytes,
         )
         self._environment.globals.update(
@@ -202,17 +208,49 @@ class PageRenderer:
             htmx_config=json.dumps(_HTMX_CONFIG),
         )
 
-    def page(self, context: PageContext, library: ShownLibrary, chat: ShownChat | None = None) -> str:
-        """The whole page, perhaps with a stored conversation on it."""
-        return self._render("page.html", page=context, library=library, chat=chat)
+    def page(
+        self,
+        context: PageContext,
+        library: ShownLibrary,
+        chat: ShownChat | None = None,
+        video: ShownVideo | None = None,
+        shown: ShownJob | None = None,
+    ) -> str:
+        """The whole page, perhaps with a stored conversation, a kept video or a job on it."""
+        video = chat.video if chat else video
+        return self._render("page.html", page=context, library=library, chat=chat, video=video, shown=shown)
 
     def library(self, library: ShownLibrary) -> str:
         """Rows of kept videos."""
         return self._render("partials/library.html", library=library)
 
-    def history(self, chats: Sequence[Chat]) -> str:
-        """The list of conversations."""
-        return self._render("partials/history.html", chats=chats)
+    def history(self, chats: Sequence[Chat], *, next_cursor: str | None, is_first: bool) -> str:
+        """A page of the list of conversations; the first one brings the list."""
+        return self._render("partials/history.html", chats=chats, next_cursor=next_cursor, is_first=is_first)
+
+    def strip(self, token: str, video: VideoInfo) -> str:
+        """The frames that an answer's model saw."""
+        return self._render("partials/video.html", token=token, video=video, frames=frame_images(video))
+
+    def job(self, shown: ShownJob) -> str:
+        """The card of a job."""
+        return self._render("partials/job.html", shown=shown)
+
+    def job_body(self, shown: ShownJob) -> str:
+        """What of a job's card changes."""
+        return self._render("partials/job_body.html", shown=shown)
+
+    def job_rows(self, shown_jobs: Sequence[ShownJob]) -> str:
+        """The rows of the list of jobs."""
+        return self._render("partials/job_rows.html", shown_jobs=shown_jobs)
+
+    def job_list(self, rows: str) -> str:
+        """The list of jobs, which listens to what becomes of them."""
+        return self._render("partials/job_list.html", rows=Markup(rows))  # noqa: S704 - it is a template's
+
+    def status(self, models: Sequence[ShownModel], max_queued: int) -> str:
+        """How the server is."""
+        return self._render("partials/server_status.html", models=models, max_queued=max_queued)
 
     def login(self, message: str) -> str:
         """The form that takes a key; ``message`` says what was wrong with the last one."""
@@ -284,19 +322,21 @@ class AnswerEvents:
         return self._renderer.event("delta", token=self._token, blocks=blocks, first_new=first_new)
 
 
-def sse_event(name: str, html: str) -> bytes:
-    """A server-sent event; line ends inside ``html`` become several ``data`` lines, as the format asks."""
-    lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    data = "".join(f"data: {line}\n" for line in lines)
-    return f"event: {name}\n{data}\n".encode()
-
-
 def stage_label(event: StatusEvent) -> str:
     """A stage in words, with the place in the queue."""
     label = _STAGE_LABELS[event.stage]
     if not event.queue_position:
         return label
     return f"{label}, {event.queue_position} ahead"
+
+
+def job_state(job: JobAnswer) -> str:
+    """Where a job is, in words."""
+    counts, state = job.counts, job.status.capitalize()
+    if not counts.total:
+        return state
+    text = f"{state}, {counts.succeeded} of {counts.total} answered"
+    return f"{text}, {counts.failed} failed" if counts.failed else text
 
 
 def form_field(error: ErrorInfo) -> str | None:

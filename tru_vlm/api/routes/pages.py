@@ -9,22 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, EventStreamResponse, RunningRequest
-from tru_vlm.api.routes.page_chats import ShownChat, StartedTurn, show_chat, start_turn
-from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context, sse_event
-from tru_vlm.api.routes.page_library import add_library, show_library
-from tru_vlm.api.security.headers import PAGE_POLICY
+from tru_vlm.api.library_service import LibraryService
+from tru_vlm.api.routes.page_chats import (
+    ShownChat,
+    StartedTurn,
+    find_video,
+    show_chat,
+    start_turn,
+    stored_frames,
+)
+from tru_vlm.api.routes.page_events import sse_event
+from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, form_field, load_samples, page_context
+from tru_vlm.api.routes.page_jobs import JobPages, ShownJob, add_job_routes, show_job
+from tru_vlm.api.routes.page_library import ShownVideo, add_library, show_library
+from tru_vlm.api.routes.page_status import add_status_route
+from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import ErrorInfo, NotFoundError, TruError
@@ -36,10 +46,8 @@ if TYPE_CHECKING:
 
 _UNCLAIMED_SECONDS = 15.0
 _PATIENCE_SECONDS = 0.5
-_NUM_LISTED = 50
+_NUM_LISTED = 20
 _CLOSE = sse_event("close", "")
-
-_HEADERS: Mapping[str, str] = {"Content-Security-Policy": PAGE_POLICY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +112,30 @@ def build_pages_router(context: AppContext) -> APIRouter:
         samples=samples,
         has_keys=bool(context.keyring),
     )
-    chats = context.chats
+    chats, jobs = context.chats, context.jobs
     library = service.library.store
     unclaimed = UnclaimedAnswers()
-    _add_history(router, chats, renderer)
-    add_library(router, library, renderer, _HEADERS)
+    _add_history(router, chats, service.library, renderer)
+    add_status_route(router, service, renderer)
+    add_job_routes(router, JobPages(service, jobs, renderer))
+    add_library(router, library, renderer, PAGE_HEADERS)
 
     @router.head("/", include_in_schema=False)
     @router.get("/", response_class=HTMLResponse)
-    async def index(request: Request, chat: str | None = None) -> Response:
-        """The page; with `chat`, a stored conversation on it."""
+    async def index(
+        request: Request, chat: str | None = None, video: str | None = None, job: str | None = None
+    ) -> Response:
+        """The page; with `chat`, a stored conversation on it, with `video`, a kept video, with `job`, a job."""
+        owner = principal_of(request).tenant
         opened: ShownChat | None = None
+        kept: ShownVideo | None = None
+        followed: ShownJob | None = None
         with contextlib.suppress(NotFoundError):
-            opened = await show_chat(chats, principal_of(request).tenant, chat) if chat else None
-        kept = await show_library(library, principal_of(request).tenant)
-        return HTMLResponse(renderer.page(shown, kept, opened), headers={**_HEADERS, "Cache-Control": "no-cache"})
+            opened = await show_chat(chats, owner, chat) if chat else None
+            kept = await find_video(service.library, owner, video) if video else None
+            followed = await show_job(service, jobs, await jobs.store.get(job, owner)) if job else None
+        html = renderer.page(shown, await show_library(library, owner), opened, kept, followed)
+        return HTMLResponse(html, headers={**PAGE_HEADERS, "Cache-Control": "no-cache"})
 
     @router.post("/ui/ask", include_in_schema=False)
     async def ask(request: Request) -> Response:
@@ -138,7 +155,7 @@ def build_pages_router(context: AppContext) -> APIRouter:
         if await request.is_disconnected():
             await answer.stream.aclose()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return HTMLResponse(renderer.answer(unclaimed.add(answer), question, turn.chat), headers=_HEADERS)
+        return HTMLResponse(renderer.answer(unclaimed.add(answer), question, turn.chat), headers=PAGE_HEADERS)
 
     @router.get("/ui/answers/{token}/events", include_in_schema=False)
     async def events(token: str, request: Request) -> Response:
@@ -155,12 +172,27 @@ def build_pages_router(context: AppContext) -> APIRouter:
     return router
 
 
-def _add_history(router: APIRouter, chats: Chats, renderer: PageRenderer) -> None:
+def _add_history(router: APIRouter, chats: Chats, library: LibraryService, renderer: PageRenderer) -> None:
     @router.get("/ui/chats", include_in_schema=False)
-    async def history(request: Request) -> Response:
-        """The list of conversations."""
-        found = await chats.store.page(principal_of(request).tenant, limit=_NUM_LISTED)
-        return HTMLResponse(renderer.history(found), headers={**_HEADERS, "Cache-Control": "no-store"})
+    async def history(
+        request: Request, cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
+    ) -> Response:
+        """The list of conversations, or how it goes on."""
+        below = int(cursor) if cursor is not None else None
+        found = await chats.store.page(principal_of(request).tenant, below=below, limit=_NUM_LISTED + 1)
+        page, has_more = found[:_NUM_LISTED], len(found) > _NUM_LISTED
+        html = renderer.history(page, next_cursor=str(page[-1].place) if has_more else None, is_first=cursor is None)
+        return HTMLResponse(html, headers=PAGE_HEADERS)
+
+    @router.get("/ui/chats/{chat_id}/turns/{index}/frames", include_in_schema=False)
+    async def frames(chat_id: str, index: Annotated[int, Path(ge=0)], request: Request) -> Response:
+        """The frames of a stored turn."""
+        try:
+            video = await stored_frames(chats, library, principal_of(request).tenant, chat_id, index)
+        except TruError as error:
+            note_error(error.info())
+            return Response(status_code=204)  # the answer goes without
+        return HTMLResponse(renderer.strip(f"{chat_id}-{index}", video), headers=PAGE_HEADERS)
 
 
 async def _start(
@@ -211,7 +243,7 @@ def _error(renderer: PageRenderer, error: ErrorInfo) -> Response:
     """An error partial with its status, aimed at the field at fault (else at the foot of the form)."""
     note_error(error)
     name = form_field(error)
-    headers = {**_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
+    headers = {**PAGE_HEADERS, **({"HX-Retarget": f"#error-{name}"} if name else {})}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
     return HTMLResponse(renderer.field_error(error), error.status, headers)
