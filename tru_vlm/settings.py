@@ -216,6 +216,13 @@ class Settings(BaseSettings):
     storage_dir: Path = Field(
         Path("~/.cache/tru-vlm"), description="Folder for videos that are kept, uploads in progress and sampled frames."
     )
+    storage_shared: bool = Field(
+        False,
+        description=(
+            "Whether STORAGE_DIR lies on a file system that several machines have mounted. Its databases then do "
+            "without write-ahead logs, which need memory that all who write share."
+        ),
+    )
     max_library_bytes: Annotated[int, Field(ge=0)] = Field(
         16 * GIBIBYTE,
         description="Disk space for videos that are kept, resumable uploads included, in bytes; one more gets a 507.",
