@@ -8,7 +8,7 @@ PEERS ?= .venv-peers
 LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help serve soak test test-vllm test-lowest fuzz deploy-check oracle peers check lint types imports docs score clean
+.PHONY: help serve soak test test-vllm test-ray test-lowest fuzz deploy-check oracle peers check lint types imports docs score clean
 .SUFFIXES:
 
 help:  ## list the targets
@@ -62,6 +62,10 @@ test-vllm: $(PEERS)/.made  ## the vllm engine's tests, on vLLM's build for CPUs 
 
 VLLM_TESTS := tests/engine/test_contract.py tests/engine/test_vllm_prompts.py tests/engine/test_vllm_engine.py \
   tests/http/test_vllm_server.py
+
+# Ray starts processes on every core and warns in its own way: it does not run beside the other tests.
+test-ray: $(VENV)/.dev  ## a real Ray cluster of three nodes on this machine, one of which is killed
+	TRU_TEST_RAY=1 $(BIN)/python -m pytest -n 0 -W default --disable-warnings tests/cluster/test_ray_cluster.py $(ARGS)
 
 # The other end of the ranges in pyproject.toml: each requirement at its lowest, and what these need at its newest. Test
 # tools stay at their pins. On x86-64 this takes PyTorch's CUDA build; torchcodec 0.11 loads only beside NVIDIA's NPP.

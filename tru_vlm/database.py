@@ -1,6 +1,7 @@
 """A SQLite file and its threads: one writes, a few read.  It knows no table; owners bring migrations and statements.
 
-Write-ahead logging lets readers go on beside the writer.  What :meth:`Database.run` has returned is on the disk, also
+Write-ahead logging lets readers go on beside the writer; it needs memory that all who have the file open share, so a
+file that several machines open has a rollback journal.  What :meth:`Database.run` has returned is on the disk, also
 after ``kill -9`` or a power cut.
 """
 
@@ -39,10 +40,12 @@ class Database:
         path: the file; made when missing, with its folder.
         migrations: SQL scripts, each of which brings the file from the version that is its index to the next.  The
             version is SQLite's ``user_version``; a script that has been published is never edited.
+        is_shared: whether processes on several machines have it open.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[str]) -> None:
+    def __init__(self, path: Path, migrations: Sequence[str], *, is_shared: bool = False) -> None:
         self.path = path
+        self._journal_mode = "DELETE" if is_shared else "WAL"
         self._migrations = tuple(migrations)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="tru-db-write")
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="tru-db-read")
@@ -118,7 +121,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(0o600)  # its companions take its mode
             connection = self._connection()
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA journal_mode = {self._journal_mode}")
             # Two processes that start at once: the second waits here, and finds the work done.
             connection.execute("BEGIN IMMEDIATE")
             try:

@@ -23,6 +23,7 @@ from tru_vlm.telemetry.spans import tracing_problem
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_TRIED_BYTES = 1 << 16
 
 
 def main(**overrides: object) -> int:
@@ -40,7 +41,7 @@ def main(**overrides: object) -> int:
     except SettingsError as error:
         return _refuse(str(error), 2)
     configure_logs(settings.log_format, settings.log_level)
-    if reason := port_problem(settings):
+    if reason := storage_problem(settings) or port_problem(settings):
         return _refuse(reason, 1, settings)
     if reason := tracing_problem(settings) or backend_problem(served) or decoding_problem(settings):
         return _refuse(reason, 2, settings)
@@ -113,6 +114,29 @@ def _private_folder() -> Iterator[Path]:
     """A folder that only this user can enter (mode 0700), short enough for socket paths (108 bytes)."""
     with tempfile.TemporaryDirectory(prefix="tru-vlm-", ignore_cleanup_errors=True) as name:
         yield Path(name)
+
+
+def storage_problem(settings: Settings) -> str | None:
+    """Why nothing can be stored, or None; the folder is made."""
+    folder = settings.storage_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = unwritable(folder)
+    except OSError as error:
+        reason = error.strerror
+    if reason is None:
+        return None
+    return f"STORAGE_DIR={folder}: it cannot be written to ({reason}). Give a folder in which this user may write."
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be written in a folder, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(b"\0" * _TRIED_BYTES)
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def port_problem(settings: Settings) -> str | None:

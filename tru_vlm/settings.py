@@ -138,6 +138,14 @@ class Settings(BaseSettings):
         256 * MEBIBYTE, description="Device memory for vision features by content, in bytes; 0 keeps none."
     )
 
+    check_memory: bool = Field(
+        True,
+        description=(
+            "Refuse to start a model whose weights and KV cache need more than the memory that is free, as estimated "
+            "from its files; false starts all the same."
+        ),
+    )
+
     # Limits
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = Field(
         64, description="Requests that may wait; one more is refused with 429."
@@ -207,6 +215,13 @@ class Settings(BaseSettings):
     )
     storage_dir: Path = Field(
         Path("~/.cache/tru-vlm"), description="Folder for videos that are kept, uploads in progress and sampled frames."
+    )
+    storage_shared: bool = Field(
+        False,
+        description=(
+            "Whether STORAGE_DIR lies on a file system that several machines have mounted. Its databases then do "
+            "without write-ahead logs, which need memory that all who write share."
+        ),
     )
     max_library_bytes: Annotated[int, Field(ge=0)] = Field(
         16 * GIBIBYTE,

@@ -8,7 +8,7 @@ import torch
 from engine_helpers import drive, request, video
 from measure_steps import measure
 
-from tru_vlm.engine import create_engine
+from tru_vlm.engine import create_engine, memory
 from tru_vlm.engine.hf import loading
 from tru_vlm.engine.hf.loading import choose_attention, choose_dtype
 from tru_vlm.settings import load_settings
@@ -78,11 +78,13 @@ def test_what_was_chosen_is_logged_once_with_its_reason(make_engine, caplog):
 
 
 def test_a_containers_limit_bounds_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert loading.available_memory_bytes("cpu") > 2**20
     (tmp_path / "memory.max").write_text("1048576\n")
     (tmp_path / "memory.current").write_text("48576\n")
     assert loading.available_memory_bytes("cpu") == 1_000_000
+    (tmp_path / "memory.stat").write_text("anon 40000\ninactive_file 8576\n")  # given up when memory is wanted
+    assert loading.available_memory_bytes("cpu") == 1_008_576
     (tmp_path / "memory.max").write_text("max\n")
     assert loading.available_memory_bytes("cpu") > 2**20
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -166,7 +168,9 @@ def test_a_wrong_setting_stops_the_start_and_is_named(
     assert "Traceback" not in result.stderr
 
 
-def start_in_vain(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start_in_vain(
+    folder: Path, preexec_fn: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     own = {"PORT": str(free_port()), "STORAGE_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "server.py")],
@@ -176,6 +180,7 @@ def start_in_vain(folder: Path, **environment: str) -> subprocess.CompletedProce
         text=True,
         timeout=TIMEOUT,
         check=False,
+        preexec_fn=preexec_fn,
     )
 
 
@@ -200,11 +205,39 @@ def test_a_reader_is_taken_when_it_is_named(tmp_path: Path, clips: dict[str, Pat
         server.stop()
 
 
-def test_an_http_process_that_does_not_come_up_stops_the_start(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_stops_the_start(tmp_path: Path) -> None:
     result = start_in_vain(tmp_path, STORAGE_DIR="/dev/null/nowhere")
     assert result.returncode == 1
-    assert "NotADirectoryError" in result.stderr
-    assert "The server cannot start.\nThe HTTP process failed; the lines above say why." in result.stderr
+    (_, reason) = result.stderr.splitlines()
+    assert reason.startswith("STORAGE_DIR=/dev/null/nowhere: it cannot be written to (Not a directory).")
+
+
+def test_a_full_disk_stops_the_start(tmp_path: Path) -> None:
+    def without_a_byte() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    result = start_in_vain(tmp_path, preexec_fn=without_a_byte, PYTHONDONTWRITEBYTECODE="1")
+    assert result.returncode == 1
+    (_, reason) = result.stderr.splitlines()
+    assert reason.startswith(f"STORAGE_DIR={tmp_path}: it cannot be written to (File too large).")
+
+
+def test_a_database_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "library.sqlite3").write_text("no database, but longer than the head of one" * 9)
+    result = start_in_vain(tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("cannot be used as a database: file is not a database.")
+
+
+def test_too_little_memory_stops_the_start_before_anything_is_loaded(tmp_path: Path) -> None:
+    tokens = "2000000000"  # of 2 x 5 layers x 2 heads x 64 x 4 bytes
+    result = start_in_vain(tmp_path, KV_CACHE_TOKENS=tokens, DEVICE="cpu")
+    assert result.returncode == 1
+    assert "MODEL_PATH: too little memory: about 9.54e+03 GiB of memory are needed (demo: " in result.stderr
+    assert "9.54e+03 GiB for the KV cache" in result.stderr
+    assert "CHECK_MEMORY=false" in result.stderr
+    assert "loads demo" not in result.stderr
 
 
 def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:

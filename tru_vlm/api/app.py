@@ -22,7 +22,7 @@ from tru_vlm.api.lit_loop import StepLoop
 from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.observation import Observation
 from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.placement import Placement, StartError, check_shared_cards, num_cpu_workers
+from tru_vlm.api.placement import Placement, StartError, check_host_memory, check_shared_cards, num_cpu_workers
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import (
     chat,
@@ -127,7 +127,7 @@ def build_server(
         socket_directory: an existing private folder for the links between processes.
 
     Raises:
-        StartError: if the models' workers cannot be placed as the settings say.
+        StartError: if the models' workers cannot be placed as the settings say, or have too little memory.
     """
     folders = {model.name: socket_directory / str(number) for number, model in enumerate(served.models)}
     for folder in folders.values():
@@ -160,6 +160,7 @@ def build_server(
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
     check_shared_cards(served.models, devices)
+    check_host_memory(served.models, devices)
     for lit_api in lit_apis:
         lit_api.num_cpu_engines = num_cpu_workers(devices)
     return server

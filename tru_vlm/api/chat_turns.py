@@ -69,7 +69,7 @@ class Chats:
     def __init__(self, settings: Settings, library: LibraryService) -> None:
         self._settings = settings
         self._library = library
-        self._database = Database(settings.storage_dir / "chats.sqlite3", MIGRATIONS)
+        self._database = Database(settings.storage_dir / "chats.sqlite3", MIGRATIONS, is_shared=settings.storage_shared)
         self.store = ChatStore(self._database, max_chats=settings.max_chats)
         self._running: dict[str, asyncio.Event] = {}
 

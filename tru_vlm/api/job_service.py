@@ -52,7 +52,9 @@ class JobService:
     def __init__(self, service: InferenceService, metrics: Metrics) -> None:
         settings, folder = service.settings, service.settings.storage_dir / "jobs"
         self._service = service
-        self._database = Database(settings.storage_dir / "jobs.sqlite3", tables.MIGRATIONS)
+        self._database = Database(
+            settings.storage_dir / "jobs.sqlite3", tables.MIGRATIONS, is_shared=settings.storage_shared
+        )
         self._files = JobFiles(folder / "videos", service.spool)
         self._bell = Bell()
         self._checks = Checks(settings, service.models.name_of, service.check_source)

@@ -50,7 +50,7 @@ class Stores:
 def build_stores(settings: Settings, spool: Spool) -> Stores:
     """The library of a server."""
     folder = settings.storage_dir / "library"
-    database = Database(folder / "library.sqlite3", catalog.MIGRATIONS)
+    database = Database(folder / "library.sqlite3", catalog.MIGRATIONS, is_shared=settings.storage_shared)
     library = VideoLibrary(
         folder,
         database,

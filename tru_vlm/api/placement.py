@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tru_vlm.engine.memory import MemoryNeed, free_host_bytes, host_memory_problem, need_of
 from tru_vlm.served_models import ServedModel
 from tru_vlm.settings import Settings
 
@@ -102,6 +103,26 @@ def check_shared_cards(models: Sequence[ServedModel], devices: Mapping[str, Sequ
                 f"MODELS: {names} share {card}, and their vllm_gpu_memory_utilization adds up to {share:g}; at most 1 "
                 "is accepted."
             )
+
+
+def check_host_memory(models: Sequence[ServedModel], devices: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Refuse models that this machine's memory does not hold, before any of them is loaded.
+
+    Args:
+        models: all of them.
+        devices: of each model by name, its workers' devices.
+
+    Raises:
+        StartError: with the numbers.
+    """
+    needs: dict[str, tuple[MemoryNeed, int, bool]] = {}
+    for model in models:
+        workers = devices[model.name]
+        is_cuda = any(name.startswith("cuda") for group in workers for name in group)
+        if model.settings.check_memory and (need := need_of(model.settings, is_cuda=is_cuda)):
+            needs[model.name] = (need, len(workers), is_cuda)
+    if problem := host_memory_problem(needs, free_host_bytes()):
+        raise StartError(problem)
 
 
 def num_cpu_workers(devices: Mapping[str, Sequence[Sequence[str]]]) -> int:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
 import typer
@@ -63,6 +62,7 @@ def _look() -> Iterator[Finding]:
         yield look(served)
     for model in served.models:
         yield _model(model)
+    yield _memory(served)
 
 
 def _torch(settings: Settings) -> Finding:
@@ -134,25 +134,41 @@ def _model(model: ServedModel) -> Finding:
     return Finding(f"model {model.name}", "ok", text)
 
 
+def _memory(served: ServedModels) -> Finding:
+    """Of the host; a worker looks at its card itself, when it has one."""
+    from tru_vlm.engine.memory import MemoryNeed, free_host_bytes, gib, host_memory_problem, need_of
+
+    needs: dict[str, tuple[MemoryNeed, int, bool]] = {}
+    for model in served.models:
+        is_cuda = model.settings.device in {"auto", "cuda"} and _has_cuda()
+        if need := need_of(model.settings, is_cuda=is_cuda):
+            needs[model.name] = (need, model.settings.workers_per_device, is_cuda)
+    free = free_host_bytes()
+    if problem := host_memory_problem(needs, free):
+        return Finding("memory", "failed" if served.models[0].settings.check_memory else "note", problem)
+    if not needs:
+        return Finding("memory", "note", f"{gib(free)} free; what the models need is known when their files are here")
+    shown = ", ".join(f"{name} {gib(need.loading_bytes)}" for name, (need, _, _) in needs.items())
+    return Finding("memory", "ok", f"{gib(free)} free; weights take {shown}")
+
+
+def _has_cuda() -> bool:
+    try:
+        return bool(importlib.import_module("torch").cuda.is_available())
+    except (ImportError, OSError):
+        return False
+
+
 def _disk(settings: Settings) -> Finding:
+    from tru_vlm.launch import unwritable
+
     folder = settings.storage_dir
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    problem = _not_writable(existing)
-    if problem:
-        return Finding("disk", "failed", f"STORAGE_DIR={folder}: {problem}")
+    if problem := unwritable(existing):
+        return Finding("disk", "failed", f"STORAGE_DIR={folder}: cannot be written to ({problem})")
     free = shutil.disk_usage(existing).free
     text = f"STORAGE_DIR={folder}: {size(free)} free, {size(settings.min_free_bytes)} are to stay free"
     return Finding("disk", "ok" if free > settings.min_free_bytes else "failed", text)
-
-
-def _not_writable(folder: Path) -> str | None:
-    import tempfile
-
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return f"cannot be written to ({error.strerror})"
 
 
 def _port(settings: Settings) -> Finding:

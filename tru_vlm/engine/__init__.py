@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from tru_vlm.engine.base import Engine
+from tru_vlm.engine.memory import check_device_memory
 from tru_vlm.settings import Settings
 
 
@@ -39,10 +40,12 @@ def create_engine(
 def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded: Callable[[float], None]) -> Engine:
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
-    from tru_vlm.engine.hf.loading import leave_a_core
+    from tru_vlm.engine.hf.loading import available_memory_bytes, leave_a_core
 
     if device == "cpu":
         leave_a_core(num_cpu_engines)
+    elif device.startswith("cuda"):
+        check_device_memory(settings, device, available_memory_bytes(device))
     config = EngineConfig(
         model_path=settings.model_path,
         device=device,

@@ -161,6 +161,15 @@ def load_profile(model_path: str, *, max_context_tokens: int = 0) -> ModelProfil
     )
 
 
+def read_config(model_path: str) -> dict[str, Any]:
+    """A checkpoint's ``config.json``.
+
+    Raises:
+        ModelProfileError: if none can be read.
+    """
+    return _read_config(model_path, resolve_model_path(model_path))
+
+
 def pixel_bounds(preprocessor: dict[str, Any], factor: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Bounds on height x width for a video frame and for an image: ((min, max), (min, max)), in pixels.
 

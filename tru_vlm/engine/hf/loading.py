@@ -7,10 +7,8 @@ import functools
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,9 +22,8 @@ from tru_vlm.engine.hf.packed_linear import pack_linear_layers
 from tru_vlm.engine.hf.quantization import check_quantization, quantize
 from tru_vlm.engine.hf.text_model import TextModel
 from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed, register_attention
+from tru_vlm.engine.memory import free_host_bytes
 from tru_vlm.processor.profile import ModelProfile
-
-CGROUP = Path("/sys/fs/cgroup")
 
 FLASH_ATTN_CAPABILITY = (8, 0)
 
@@ -166,16 +163,7 @@ def available_memory_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return min(int(psutil.virtual_memory().available), _container_memory_bytes())
-
-
-def _container_memory_bytes() -> int:
-    """What the container's limit (cgroup v2) leaves; very much where there is none."""
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return sys.maxsize
-    return sys.maxsize if limit == "max" else max(0, int(limit) - int(used))
+    return free_host_bytes()
 
 
 def used_memory_bytes(device: str) -> int:
