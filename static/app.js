@@ -2,6 +2,7 @@
 // htmx does the requests and swaps (see templates/); this file only joins them together.
 
 import { register } from "./actions.js";
+import "./clip.js";
 import "./drop.js";
 import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
 import "./estimate.js";

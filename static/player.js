@@ -67,6 +67,7 @@ export function showStrip(token) {
   for (const strip of strips.querySelectorAll(".strip")) strip.hidden = strip.dataset.token !== token;
   strips.classList.toggle("has-strip", Boolean(strips.querySelector(".strip:not([hidden])")));
   markFrame(player.currentTime || 0);
+  document.dispatchEvent(new CustomEvent("strip:change"));
 }
 
 function remember(item) {
