@@ -8,6 +8,9 @@ for (const panel of document.querySelectorAll("details.past")) {
     if (!panel.open) htmx.swap(panel.querySelector(".past-panel"), "", { swapStyle: "innerHTML" }); // streams and timers too
   });
 }
+document.addEventListener("DOMContentLoaded", () => {
+  for (const panel of document.querySelectorAll("details.past[open]")) htmx.trigger(panel, "toggle"); // opened before htmx listened
+});
 document.addEventListener("keydown", (event) => {
   const panel = event.key === "Escape" && event.target.closest?.("details.past[open]");
   if (!panel) return;

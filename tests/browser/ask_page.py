@@ -69,6 +69,7 @@ class AskPage:
 
     def choose_sample(self, name: str) -> None:
         """Click a sample and wait until it can be played."""
+        self.page.wait_for_load_state()  # behind a link or a form: before its scripts ran, a click would be lost
         self.page.locator(f'.sample[data-name="{name}.mp4"]').click()
         self.wait_for_player()
 

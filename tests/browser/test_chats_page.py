@@ -7,7 +7,7 @@ import re
 
 import requests
 from ask_page import AskPage
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 
 def test_a_conversation_goes_on_after_a_reload_and_is_found_again(ask_page: AskPage) -> None:
@@ -51,3 +51,18 @@ def test_a_conversation_goes_on_after_a_reload_and_is_found_again(ask_page: AskP
     row.get_by_role("button", name="Delete").click()
     expect(ask_page.answers).to_have_count(0)
     assert requests.get(f"{ask_page.base}/v1/chats/{chat_id}", timeout=30).status_code == 404
+
+
+def test_a_panel_that_was_opened_before_the_scripts_ran_is_filled(ask_page: AskPage) -> None:
+    page = ask_page.page
+    ask_page.choose_sample("red-circle")
+    ask_page.ask()
+    ask_page.wait_until_done()
+
+    def later(route: Route) -> None:
+        page.click("#past summary")
+        route.continue_()
+
+    page.route("**/htmx-*.min.js*", later, times=1)
+    page.goto(ask_page.base)
+    expect(page.locator("#past-list a").first).to_be_visible()

@@ -13,7 +13,7 @@ export interface paths {
         };
         /**
          * Index
-         * @description The page; with `chat`, a stored conversation on it.
+         * @description The page; with `chat`, a stored conversation on it, with `video`, a kept video, with `job`, a job.
          */
         get: operations["index__get"];
         put?: never;
@@ -4383,6 +4383,8 @@ export interface operations {
         parameters: {
             query?: {
                 chat?: string | null;
+                video?: string | null;
+                job?: string | null;
             };
             header?: never;
             path?: never;
