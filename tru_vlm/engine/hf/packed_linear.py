@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 log = logging.getLogger(__name__)
 
 ROWS_TO_PACK_FOR = 8
-"""oneDNN chooses the layout for a number of rows; this one serves one row and many hundred (benchmarks in ADR 29)."""
+"""oneDNN chooses the layout for a number of rows; that for a few serves many hundred as well."""
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 """Of sums around one."""

@@ -1,6 +1,6 @@
 """Qwen3-VL's text layers in few and large operations, over packed rows: what every step runs.
 
-Transformers' layers compute the same in three times as many operations, and with a small model, or a card and few rows,
+Transformers' layers compute the same in many more operations, and with a small model, or a card and few rows,
 launching them is what a step takes.  The weights are those layers' own: products of the same input are one, as in vLLM.
 Knows tensors and the step's layout; knows no requests.
 """
