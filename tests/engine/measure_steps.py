@@ -13,17 +13,15 @@ from engine_helpers import request, video
 
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
-from tru_vlm.engine.hf.packed_linear import PackedLinear
 
 
 @dataclass
 class StepTimes:
-    """Medians in milliseconds of CPU time; of a step's matrix products alone too, packed and plain."""
+    """Medians in milliseconds of CPU time."""
 
     step: float
     outside_model: float
-    packed_products: float
-    plain_products: float
+    products: float
 
 
 class Timed:
@@ -61,26 +59,21 @@ def measure(engine: HfEngine, rows: int, steps: int = 60) -> StepTimes:
         engine.abort(request_id)
     engine.step()
     whole, outside = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    return StepTimes(whole, outside, *products_alone(model.wrapped, rows, steps))
+    return StepTimes(whole, outside, 1000 * products_alone(model.wrapped, rows, steps))
 
 
 @torch.inference_mode()
-def products_alone(text_model, rows: int, steps: int) -> tuple[float, float]:
-    """Milliseconds for the step's matrix products, packed and plain, in turn."""
-    packed = [module for module in text_model.modules() if isinstance(module, PackedLinear)]
-    inputs = [torch.randn(rows, layer.weight.shape[1]) for layer in packed]
-    weights = [layer.weight.to_dense() for layer in packed]
+def products_alone(text_model, rows: int, steps: int) -> float:
+    """Seconds for the step's matrix products."""
+    linears = [module for module in text_model.modules() if isinstance(module, torch.nn.Linear)]
+    inputs = [torch.randn(rows, linear.in_features) for linear in linears]
     times = []
     for _ in range(steps):
-        begun = time.process_time()
-        for layer, values in zip(packed, inputs, strict=True):
-            layer(values)
-        half = time.process_time()
-        for weight, values in zip(weights, inputs, strict=True):
-            torch.nn.functional.linear(values, weight)
-        times.append((half - begun, time.process_time() - half))
-    packed_time, plain_time = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-    return packed_time, plain_time
+        started = time.process_time()
+        for linear, values in zip(linears, inputs, strict=True):
+            linear(values)
+        times.append(time.process_time() - started)
+    return statistics.median(times)
 
 
 def main() -> None:
@@ -90,7 +83,7 @@ def main() -> None:
     times = measure(engine, rows)
     sys.stdout.write(
         f"{rows} rows: step {times.step:.2f} ms, outside the model {times.outside_model:.2f} ms, "
-        f"matrix products alone {times.packed_products:.2f} ms ({times.plain_products:.2f} ms not packed)\n"
+        f"matrix products alone {times.products:.2f} ms\n"
     )
 
 

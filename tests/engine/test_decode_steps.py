@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from support import ROOT, require
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tru_vlm.engine.hf import decode_steps, loading
-from tru_vlm.engine.hf.config import EngineConfig
+from tru_vlm.engine.hf import decode_steps
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, attend_decode, check_attend_decode
 from tru_vlm.engine.hf.decode_steps import step_sizes
-from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.kv_cache import KvShape
 
 ITEMS = (
@@ -81,10 +79,9 @@ def test_tables_cross_to_the_device_only_when_they_change(make_engine, monkeypat
     assert steps is not None
 
 
-def test_a_step_never_waits_for_a_value_of_the_device(monkeypatch, checkpoint):
+def test_a_step_never_waits_for_a_value_of_the_device(make_engine):
     """A CUDA graph cannot: with fake tensors, whoever asks for a value gets an error."""
-    monkeypatch.setattr(loading, "pack_linear_layers", lambda _: 0)  # a CPU's, unknown to fake tensors
-    engine = HfEngine.load(EngineConfig(checkpoint, kv_cache_tokens=8192, batched_decode=True, max_batch_size=4))
+    engine = make_engine(batched_decode=True, max_batch_size=4)
     steps = engine._runner._decode_steps
     steps._fill([], 4)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():

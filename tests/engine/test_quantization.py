@@ -20,11 +20,10 @@ from demo_model.score import FIRST_SEED, Told, judge
 from demo_model.training.frames import resized, target_size
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import MediaInput
-from tru_vlm.engine.hf import loading, quantization
+from tru_vlm.engine.hf import quantization
 from tru_vlm.engine.hf.config import EngineConfig
 from tru_vlm.engine.hf.engine import HfEngine
 from tru_vlm.engine.hf.loading import load_model
-from tru_vlm.engine.hf.packed_linear import PackedLinear
 from tru_vlm.engine.hf.quantization import Fp8Linear, QuantizationError, check_quantization, quantize
 from tru_vlm.settings import load_settings
 
@@ -58,10 +57,7 @@ def quantized(checkpoint, profile):
         if choice not in made:
             is_refused = choice == "fp8"  # by the check of the device, not by the product
             asked = "none" if is_refused else choice
-            with pytest.MonkeyPatch.context() as patch:
-                if is_refused:
-                    patch.setattr(loading, "pack_linear_layers", lambda _: 0)
-                made[choice] = load_model(profile, EngineConfig(checkpoint, quantization=asked))
+            made[choice] = load_model(profile, EngineConfig(checkpoint, quantization=asked))
             if is_refused:
                 quantize(made[choice].model.language_model, choice, device="cpu")
         return made[choice]
@@ -124,7 +120,7 @@ def test_the_description_counts_every_byte(choice, bits, model, quantized, profi
     assert (description.quantization, description.dtype) == (choice, "float32")
     assert (description.num_parameters, description.full_weight_bytes) == (full.num_parameters, full.weight_bytes)
     linear = sum(
-        module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, PackedLinear)
+        module.weight.numel() for module in model.model.language_model.modules() if isinstance(module, nn.Linear)
     )
     kept = full.weight_bytes - 4 * linear
     assert bits[0] <= (description.weight_bytes - kept) * 8 / linear <= bits[1]

@@ -1,19 +1,16 @@
-"""Our text layers against Transformers' own, and linear layers with packed weights against plain ones."""
+"""Our text layers against Transformers' own."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers import Qwen3VLMoeTextConfig, Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextModel
 
-from tru_vlm.engine.hf import packed_linear
 from tru_vlm.engine.hf.attention import AttentionPlan, AttentionRow
 from tru_vlm.engine.hf.kv_cache import KvCache, KvShape
-from tru_vlm.engine.hf.packed_linear import PackedLinear, pack_linear_layers
 from tru_vlm.engine.hf.text_model import DeepstackInput, TextModel, joined
 
 SIZES = {
@@ -51,17 +48,14 @@ def plan() -> AttentionPlan:
 @pytest.mark.parametrize(
     "build", [dense, lambda: dense(attention_bias=True), experts], ids=["dense", "with biases", "experts"]
 )
-@pytest.mark.parametrize("is_packed", [False, True])
 @torch.inference_mode()
-def test_hidden_states_are_those_of_transformers(*, build, is_packed):
+def test_hidden_states_are_those_of_transformers(build):
     torch.manual_seed(0)
     theirs = build().eval()
     for parameter in theirs.parameters():
         parameter.normal_(std=0.3)  # norms and biases too: as initialized, they would hide a mistake
     ours = TextModel(copy.deepcopy(theirs))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    if is_packed:
-        assert pack_linear_layers(ours) > 0
     embeddings, visual = torch.randn(NUM_TOKENS, 48), torch.tensor([2, 3, 7])
     positions = torch.randint(0, 50, (3, NUM_TOKENS))
     deepstack = [torch.randn(3, 48) for _ in range(2)]
@@ -89,32 +83,3 @@ def test_layers_of_other_kinds_stay_side_by_side():
         assert type(both) is not nn.Linear
         assert torch.equal(both(values), torch.cat([layer(values) for layer in layers], dim=-1))
     assert type(joined([without, without])) is nn.Linear
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [False, True])
-@torch.inference_mode()
-def test_packed_products_are_plain_ones(*, dtype, bias):
-    torch.manual_seed(0)
-    layer = nn.Linear(96, 40, bias=bias, dtype=dtype)
-    packed = PackedLinear(layer)
-    assert packed.weight.numel() == layer.weight.numel()
-    assert packed.weight.nbytes == layer.weight.nbytes
-    for shape in [(1, 96), (7, 96), (2, 5, 96), (300, 96)]:
-        values = torch.randn(shape, dtype=dtype)
-        torch.testing.assert_close(packed(values), linear(values, layer.weight, layer.bias))
-
-
-def test_layers_stay_plain_where_packed_ones_are_wrong_or_missing(monkeypatch):
-    model = nn.Sequential(nn.Linear(8, 8))
-    monkeypatch.setattr(packed_linear.PackedLinear, "forward", lambda self, x: linear(x, self.weight.to_dense()))
-    assert pack_linear_layers(model) == 0, "it forgets the bias"
-
-    def missing(*_):
-        raise NotImplementedError("no such kernel")
-
-    monkeypatch.setattr(packed_linear.PackedLinear, "__init__", missing)
-    assert pack_linear_layers(model) == 0
-    assert type(model[0]) is nn.Linear
-    monkeypatch.undo()
-    assert pack_linear_layers(model) == 1

@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 
 from tru_vlm.engine.hf.attention import AttentionKernel
 from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
-from tru_vlm.engine.hf.packed_linear import pack_linear_layers
 from tru_vlm.engine.hf.quantization import check_quantization, quantize
 from tru_vlm.engine.hf.text_model import TextModel
 from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed, register_attention
@@ -133,10 +132,7 @@ def prepare_model(model: Any, config: EngineConfig) -> Any:
     visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
     if config.quantization != "none":
         quantize(model.model.language_model, config.quantization, device=config.device)
-    model = model.to(config.device).eval().requires_grad_(False)
-    if torch.device(config.device).type == "cpu":
-        pack_linear_layers(model.model.language_model)
-    return model
+    return model.to(config.device).eval().requires_grad_(False)
 
 
 def checkpoint_quantization(model_config: Any) -> str | None:
