@@ -12,6 +12,7 @@ from pathlib import Path
 
 from leaving import Leaving
 from mcp import Client, StdioServerParameters
+from mcp_talk import use_every_tool
 from support import ROOT, Server
 
 QUESTION = "What happens in this video?"
@@ -34,30 +35,11 @@ async def assistant(base: str) -> AsyncIterator[Client]:
 
 
 def test_tools_answer_with_progress(server: Server, clip: Path) -> None:
-    progress: list[tuple[float, str | None]] = []
-
-    async def on_progress(value: float, _total: float | None, message: str | None) -> None:
-        progress.append((value, message))
-
-    async def talk() -> None:
+    async def talk() -> list[str]:
         async with assistant(server.base) as client:
-            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-            assert tools.keys() == {"ask_video", "plan_video", "list_models"}
-            assert tools["ask_video"].input_schema["required"] == ["video", "question"]
-            asked = {"video": str(clip), "question": QUESTION}
-            answer = await client.call_tool("ask_video", asked, progress_callback=on_progress)
-            assert not answer.is_error
-            assert json.loads(answer.content[0].text)["text"].startswith("A red circle")
-            plan = await client.call_tool("plan_video", {"video": str(clip), "max_frames": 4})
-            assert json.loads(plan.content[0].text)["sampling"]["num_frames"] == 4
-            models = await client.call_tool("list_models", {})
-            assert "demo" in models.content[0].text
+            return await use_every_tool(client, str(clip))
 
-    asyncio.run(talk())
-    values = [value for value, _ in progress]
-    assert values == sorted(set(values))
-    assert "decoding" in {message for _, message in progress}
-    assert "circle" in "".join(message or "" for _, message in progress)
+    assert "decoding" in asyncio.run(talk())
 
 
 def test_what_goes_wrong_is_told_in_a_sentence(server: Server, clip: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx2
 import pytest
 import requests
-from client import QUESTION, TIMEOUT
+from client import TIMEOUT
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp_talk import use_every_tool
 from support import Server, start_server
 
 from tru_vlm.api.keys import hash_key, new_key
@@ -61,30 +62,11 @@ async def assistant(offered: Offered, name: str, *, mode: str = "auto") -> Async
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_a_kept_video_is_asked_about_with_progress(offered: Offered, video_id: str, mode: str) -> None:
-    progress: list[tuple[float, str | None]] = []
-
-    async def on_progress(value: float, _total: float | None, message: str | None) -> None:
-        progress.append((value, message))
-
     async def talk() -> None:
         async with assistant(offered, "alice", mode=mode) as client:
-            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-            assert tools.keys() == {"ask_video", "plan_video", "list_models"}
-            assert tools["ask_video"].input_schema["required"] == ["video", "question"]
-            assert tools["plan_video"].input_schema["required"] == ["video"]
-            asked = {"video": video_id, "question": QUESTION, "max_tokens": 12}
-            answer = await client.call_tool("ask_video", asked, progress_callback=on_progress)
-            assert not answer.is_error, answer
-            assert "circle" in json.loads(answer.content[0].text)["text"]
-            plan = await client.call_tool("plan_video", {"video": video_id, "max_frames": 4})
-            assert json.loads(plan.content[0].text)["sampling"]["num_frames"] == 4
-            models = await client.call_tool("list_models", {})
-            assert "demo" in models.content[0].text
+            await use_every_tool(client, video_id)
 
     asyncio.run(talk())
-    values = [value for value, _ in progress]
-    assert values == sorted(set(values))
-    assert "circle" in "".join(message or "" for _, message in progress)
 
 
 def test_what_goes_wrong_is_told_and_no_file_of_the_server_is_read(

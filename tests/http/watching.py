@@ -88,14 +88,35 @@ def decode_child(server: Server) -> psutil.Process:
     return max(templates, key=lambda process: process.create_time())
 
 
-class TricklingHost:
+class _QuietHandler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class _Host:
+    """A web server with one clip."""
+
+    def __init__(self, handler: type[_QuietHandler]) -> None:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/clip.mp4"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class TricklingHost(_Host):
     """A web server that sends a video, a byte at a time, until the other side leaves; never idle for long."""
 
     def __init__(self) -> None:
         self.was_asked, self.was_left = threading.Event(), threading.Event()
         host = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(_QuietHandler):
             def do_GET(self) -> None:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000000")
@@ -107,29 +128,17 @@ class TricklingHost:
                 host.was_left.set()
                 self.close_connection = True
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/clip.mp4"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
-class HoldingHost:
+class HoldingHost(_Host):
     """A web server that sends a clip when it is told to."""
 
     def __init__(self, clip: Path) -> None:
         self.was_asked, self.may_send = threading.Event(), threading.Event()
         host, content = self, clip.read_bytes()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(_QuietHandler):
             def do_GET(self) -> None:
                 host.was_asked.set()
                 host.may_send.wait(TIMEOUT)
@@ -139,17 +148,8 @@ class HoldingHost:
                     self.end_headers()
                     self.wfile.write(content)
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/clip.mp4"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
+        super().__init__(Handler)
 
     def __exit__(self, *_: object) -> None:
         self.may_send.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__()

@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from tru_vlm.errors import InternalError, TruError, UnavailableError
-from tru_vlm.jobs.bell import Bell, wait_for
+from tru_vlm.jobs.bell import Bell
 from tru_vlm.jobs.files import JobFiles
 from tru_vlm.jobs.process_lock import ProcessLock
 from tru_vlm.jobs.store import JobStore
 from tru_vlm.jobs.tables import Item, Job, Kind, NewItem
+from tru_vlm.jobs.watch import LOOK_SECONDS, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ MAX_ATTEMPTS = 5
 _OK, _BUSY = 200, 429
 _TEMPORARY = frozenset({_BUSY, 503, 504})
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.5, 30.0
-_LOOK_SECONDS = 1.0
 _TIDY_SECONDS = 60.0
 
 
@@ -106,8 +106,8 @@ class JobRunner:
         self._store = store
         self._files = files
         self._work = work
-        self._lock = lock
         self._bell = bell
+        self._watch = Watch("jobs", self._look, lock=lock, bell=bell)
         self._concurrency = concurrency
         self._ttl_seconds = ttl_seconds
         self._is_stopping = is_stopping
@@ -116,7 +116,6 @@ class JobRunner:
         self._served: dict[int, int] = {}  # when each job had its last turn, in turns
         self._num_turns = 0
         self._tidied = 0.0
-        self._task: asyncio.Task[None] | None = None
 
     @property
     def num_running(self) -> int:
@@ -125,32 +124,13 @@ class JobRunner:
 
     def start(self) -> None:
         """Begin, once no other process runs jobs."""
-        self._task = asyncio.create_task(self._run(), name="jobs")
+        self._watch.start()
 
     async def close(self) -> None:
         """Stop; what is being asked is asked again by the next process."""
-        tasks = [*self._running.values(), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._lock.release()
+        await self._watch.close(self._running.values())
 
-    async def _run(self) -> None:
-        has_lock = False
-        while True:
-            ring = self._bell.next_ring()
-            try:
-                has_lock = has_lock or self._lock.try_take()
-                if has_lock:
-                    await self._look()
-            except UnavailableError as error:
-                logger.warning("jobs wait: %s", error.message)
-            except Exception:
-                logger.exception("jobs cannot be looked after; it is tried again")
-            await wait_for(ring, _LOOK_SECONDS)
-
-    async def _look(self) -> None:
+    async def _look(self) -> float:
         """Stop what is to be done no more, begin what is to be done, remove what is old."""
         active = {job.number: job for job in await self._store.active()}
         for (number, _), task in self._running.items():
@@ -164,6 +144,7 @@ class JobRunner:
             if self._ttl_seconds:
                 await self._store.expire(time.time() - self._ttl_seconds)
             await self._files.sweep(await self._store.ids_in_need_of_videos())
+        return LOOK_SECONDS
 
     async def _begin_one(self, active: dict[int, Job]) -> bool:
         """Begin the next thing of the job that has waited longest for its turn; returns whether there was any."""
@@ -262,7 +243,7 @@ async def _written(write: Callable[[], Awaitable[T]]) -> T:
             return await write()
         except UnavailableError as error:
             logger.warning("jobs wait: %s", error.message)
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def _backoff(num_tries: int, retry_after_seconds: float | None) -> float:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tru_vlm.errors import UnavailableError
-from tru_vlm.jobs.bell import Bell, wait_for
+from tru_vlm.jobs.bell import Bell
 from tru_vlm.jobs.process_lock import ProcessLock
+from tru_vlm.jobs.watch import LOOK_SECONDS, Watch
 from tru_vlm.jobs.webhook_store import Attempt, Message, WebhookStatus, WebhookStore
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ MAX_AT_ONCE, MAX_OF_OWNER = 8, 4
 
 _GROWTH, _JITTER = 4.0, 0.2
 _LONGEST_WAIT_SECONDS = 6 * 3600.0
-_LOOK_SECONDS = 1.0
 
 
 class Sender(Protocol):
@@ -92,40 +92,19 @@ class WebhookDeliverer:
         self._store = store
         self._sender = sender
         self._body_of = body_of
-        self._lock = lock
         self._bell = bell
+        self._watch = Watch("webhooks", self._look, lock=lock, bell=bell)
         self._retrying = retrying
         self._count = count
         self._sending: dict[int, tuple[Message, asyncio.Task[None]]] = {}
-        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin, once no other process delivers."""
-        self._task = asyncio.create_task(self._run(), name="webhooks")
+        self._watch.start()
 
     async def close(self) -> None:
         """Stop; what is being sent is sent again by the next process."""
-        tasks = [*(task for _, task in self._sending.values()), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._lock.release()
-
-    async def _run(self) -> None:
-        has_lock = False
-        while True:
-            ring = self._bell.next_ring()
-            wait_seconds = _LOOK_SECONDS
-            try:
-                has_lock = has_lock or self._lock.try_take()
-                if has_lock:
-                    wait_seconds = await self._look()
-            except UnavailableError as error:
-                logger.warning("webhooks wait: %s", error.message)
-            except Exception:
-                logger.exception("webhooks cannot be looked after; it is tried again")
-            await wait_for(ring, wait_seconds)
+        await self._watch.close([task for _, task in self._sending.values()])
 
     async def _look(self) -> float:
         """Send what is due; returns when to look again, in seconds."""
@@ -138,7 +117,7 @@ class WebhookDeliverer:
         next_due = await self._store.next_due()
         seconds = next_due - time.time() if next_due is not None else 0.0
         # What is due and not sent has no place yet; the end of what has one rings.
-        return min(seconds, _LOOK_SECONDS) if seconds > 0.0 else _LOOK_SECONDS
+        return min(seconds, LOOK_SECONDS) if seconds > 0.0 else LOOK_SECONDS
 
     def _spawn(self, message: Message) -> None:
         task = asyncio.create_task(self._deliver(message), name=message.id)
@@ -168,7 +147,7 @@ class WebhookDeliverer:
                 break
             except UnavailableError as error:
                 logger.warning("webhooks wait: %s", error.message)
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
         if status is None:
             return
         self._count(status)
