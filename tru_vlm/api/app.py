@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_chats, openapi_jobs, openapi_responses, openapi_socket, openapi_videos
+from tru_vlm.api import (
+    openapi_chat,
+    openapi_chats,
+    openapi_jobs,
+    openapi_responses,
+    openapi_socket,
+    openapi_videos,
+    webhook_message,
+)
 from tru_vlm.api.chat_turns import Chats
 from tru_vlm.api.error_response import install_error_handlers
 from tru_vlm.api.job_service import JobService
@@ -202,5 +210,6 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     if context.mcp is not None:
         app.router.routes.extend(context.mcp.routes)
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    bodies = (openapi_chat, openapi_chats, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
-    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])
+    modules = (openapi_chat, openapi_chats, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
+    bodies = [body for module in (*modules, webhook_message) for body in module.COMPONENT_BODIES]
+    install_openapi(app, bodies, webhook_message.WEBHOOKS)

@@ -16,7 +16,8 @@ from tru_vlm.api.long_video import answer_of, spans_of, timeline_of
 from tru_vlm.api.openapi_jobs import JobAnswer, TimelineEntry
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stopping import is_stopping
-from tru_vlm.api.webhook_bodies import message_body, webhook_of
+from tru_vlm.api.webhook_bodies import webhook_of
+from tru_vlm.api.webhook_message import message_body
 from tru_vlm.database import Database
 from tru_vlm.errors import FetchError, InvalidRequestError, UnavailableError
 from tru_vlm.intake.multipart import receive_multipart
@@ -235,7 +236,7 @@ class JobService:
         if job is None or job.ended_at is None:
             return None
         answer = job_answer(job, None, ttl_seconds=self._service.settings.job_ttl_seconds)
-        return message_body(answer, status=job.status, ended_at=job.ended_at)
+        return message_body(answer, ended_at=job.ended_at)
 
     async def _keep(self, job_id: str, video_id: str, owner: str, param: str) -> None:
         """Give the job a link of its own to a kept video."""
