@@ -197,6 +197,8 @@ class VllmEngine:
             num_generated_tokens=recorder.num_generated_tokens,
             device_memory_bytes=self._memory_bytes(),
             num_computed_prompt_tokens=recorder.num_computed_prompt_tokens,
+            num_draft_tokens=recorder.num_draft_tokens,
+            num_accepted_draft_tokens=recorder.num_accepted_draft_tokens,
             prefix_cache_queries=recorder.prefix_cache_queries,
             prefix_cache_hits=recorder.prefix_cache_hits,
             mm_cache_queries=self._runner.mm_cache_queries,
