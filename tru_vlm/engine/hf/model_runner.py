@@ -170,7 +170,8 @@ class ModelRunner:
         if self._groups is None:
             return AttentionPlan(self._cache, slots, [self._attention_row(row, start) for row, start in placed])
         single = [(row, start) for row, start in placed if row.token_by_token]
-        groups, grouped = [], set()
+        groups: list[GroupLayout] = []
+        grouped: set[int] = set()
         for group in self._groups.find([row.table for row, _ in single]):
             members = [single[member] for member in group.members]
             grouped.update(start for _, start in members)
