@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tru_vlm.api.placement import Placement, StartError, check_shared_cards, num_cpu_workers
+from tru_vlm.api.workers.placement import Placement, StartError, check_shared_cards, num_cpu_workers
 from tru_vlm.served_models import ENTRY_FIELDS, ServedModel, ServedModels, served_models
 from tru_vlm.settings import Settings, SettingsError, load_settings
 

@@ -1,7 +1,7 @@
 """What assistants are offered over MCP (https://modelcontextprotocol.io): ask, plan, list.
 
 Over stdio they are a client of a running server, which is not this process; over HTTP the server itself has them
-(``api/mcp_endpoint.py``).  Needs the extra ``mcp``.
+(``api/mcp/endpoint.py``).  Needs the extra ``mcp``.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ def main(**overrides: object) -> int:
 def _serve(settings: Settings, served: ServedModels) -> int:
     # LitServe and the model's code take a second to import: wrong settings are told before that.
     from tru_vlm.api.app import build_server
-    from tru_vlm.api.placement import StartError
     from tru_vlm.api.security.install import LOOPBACK, http_options, load_keyring
-    from tru_vlm.api.socket_protocol import socket_options
+    from tru_vlm.api.websocket.protocol import socket_options
+    from tru_vlm.api.workers.placement import StartError
 
     try:
         keyring = load_keyring(settings)

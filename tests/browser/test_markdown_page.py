@@ -6,7 +6,7 @@ import pytest
 from ask_page import AskPage, OpenPage
 from playwright.sync_api import Route, expect
 
-from tru_vlm.api.routes.page_html import AnswerEvents, PageRenderer, sse_event
+from tru_vlm.api.page.html import AnswerEvents, PageRenderer, sse_event
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.types import Answer, DeltaEvent, DoneEvent, StatusEvent, Timings, Usage
 

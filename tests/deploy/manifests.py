@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from support import ROOT
 
-from tru_vlm.api.litserve_seams import FAREWELL_SECONDS, WORKER_SECONDS
+from tru_vlm.api.workers.litserve_seams import FAREWELL_SECONDS, WORKER_SECONDS
 from tru_vlm.settings import Settings
 
 OVERLAYS = ("dev", "staging", "prod")

@@ -15,7 +15,7 @@ from support import Server
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tru_vlm.api.socket_messages import SocketDelta, SocketDone, SocketError, SocketStatus, SocketVideo
+from tru_vlm.api.websocket.messages import SocketDelta, SocketDone, SocketError, SocketStatus, SocketVideo
 
 EVENT: TypeAdapter[Any] = TypeAdapter(SocketStatus | SocketVideo | SocketDelta | SocketDone | SocketError)
 LAST = {"done", "error"}

@@ -20,7 +20,7 @@ from socket_client import open_socket
 from support import Server, start_server
 from watching import health, wait_until
 
-from tru_vlm.api.rendezvous import weighted_choice
+from tru_vlm.api.workers.rendezvous import weighted_choice
 
 MODELS = {"full": {}, "small": {"quantization": "int4"}}
 ALIASES = {"chat": {"full": 1, "small": 1}, "gpt-4o": {"small": 1}}

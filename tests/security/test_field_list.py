@@ -226,7 +226,7 @@ def test_field_13_rates_are_limited_and_told(keyed) -> None:
 
 
 def test_field_14_nothing_from_outside_is_unpickled_or_run() -> None:
-    own_processes = ROOT / "tru_vlm/api/link.py"  # between our own, in a folder of mode 0700
+    own_processes = ROOT / "tru_vlm/api/workers/link.py"  # between our own, in a folder of mode 0700
     for path in [*(ROOT / "tru_vlm").rglob("*.py"), *(ROOT / "qwen_vl_utils").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -18,8 +18,8 @@ from starlette.requests import HTTPConnection
 from support import free_port, require
 from watching import Brake
 
-from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.security.identity import client_network
+from tru_vlm.api.security.rate_limits import RateCounter
 from tru_vlm.errors import InvalidRequestError, OverloadedError
 from tru_vlm.principal import Principal, RateLimits
 

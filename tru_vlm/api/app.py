@@ -6,23 +6,22 @@ import asyncio
 import contextlib
 import importlib.util
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from tru_vlm.api import openapi_chat, openapi_chats, openapi_jobs, openapi_responses, openapi_socket, openapi_videos
-from tru_vlm.api.chat_turns import Chats
+from tru_vlm.api.background_jobs import openapi as jobs_openapi
+from tru_vlm.api.background_jobs.service import JobService
+from tru_vlm.api.context import AppContext
 from tru_vlm.api.error_response import install_error_handlers
-from tru_vlm.api.job_service import JobService
+from tru_vlm.api.kept_videos import videos_openapi
 from tru_vlm.api.keys import Keyring
-from tru_vlm.api.lit_api import VideoLitAPI
-from tru_vlm.api.lit_loop import StepLoop
-from tru_vlm.api.litserve_seams import OwnRoutesSpec, WorkerServer
 from tru_vlm.api.observation import Observation
-from tru_vlm.api.openapi import install_openapi
-from tru_vlm.api.placement import Placement, StartError, check_host_memory, check_shared_cards, num_cpu_workers
+from tru_vlm.api.openai_compatible import chat_openapi, responses_openapi
+from tru_vlm.api.openapi.description import install_openapi
+from tru_vlm.api.page import login, pages
+from tru_vlm.api.page.html import PageRenderer
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.routes import (
     chat,
@@ -32,9 +31,7 @@ from tru_vlm.api.routes import (
     inference,
     job_results,
     jobs,
-    login,
     metrics,
-    pages,
     plan,
     responses,
     turns,
@@ -43,11 +40,17 @@ from tru_vlm.api.routes import (
     videos,
     websocket,
 )
-from tru_vlm.api.routes.page_html import PageRenderer
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
 from tru_vlm.api.stopping import Drain
+from tru_vlm.api.stored_chats import openapi as chats_openapi
+from tru_vlm.api.stored_chats.turns import Chats
+from tru_vlm.api.websocket import openapi as websocket_openapi
+from tru_vlm.api.workers.lit_api import VideoLitAPI
+from tru_vlm.api.workers.lit_loop import StepLoop
+from tru_vlm.api.workers.litserve_seams import OwnRoutesSpec, WorkerServer
+from tru_vlm.api.workers.placement import Placement, StartError, check_host_memory, check_shared_cards, num_cpu_workers
 from tru_vlm.database import DatabaseError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
 from tru_vlm.processor.profile import ModelProfile
@@ -58,22 +61,7 @@ from tru_vlm.telemetry.spans import Tracing, trace_target
 from tru_vlm.video.decode_pool import PoolStartError
 
 if TYPE_CHECKING:
-    from tru_vlm.api.mcp_endpoint import McpEndpoint
-
-
-@dataclass(frozen=True, slots=True)
-class AppContext:
-    """What routes are built from."""
-
-    settings: Settings
-    service: InferenceService
-    chats: Chats
-    jobs: JobService
-    keyring: Keyring
-    metrics: Metrics
-    tracing: Tracing
-    mcp: McpEndpoint | None
-    drain: Drain
+    from tru_vlm.api.mcp.endpoint import McpEndpoint
 
 
 class VideoServer(WorkerServer):
@@ -174,7 +162,7 @@ def _mcp(service: InferenceService) -> McpEndpoint | None:
         return None
     if importlib.util.find_spec("mcp") is None:
         raise StartError("MCP_ENDPOINT=true: the package mcp is not installed. Install it: pip install 'tru-vlm[mcp]'.")
-    from tru_vlm.api.mcp_endpoint import McpEndpoint
+    from tru_vlm.api.mcp.endpoint import McpEndpoint
 
     return McpEndpoint(service)
 
@@ -204,5 +192,5 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     if context.mcp is not None:
         app.router.routes.extend(context.mcp.routes)
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    bodies = (openapi_chat, openapi_chats, openapi_responses, openapi_jobs, openapi_videos, openapi_socket)
+    bodies = (chat_openapi, chats_openapi, responses_openapi, jobs_openapi, videos_openapi, websocket_openapi)
     install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import tru_vlm
-from tru_vlm.api.models import Model
+from tru_vlm.api.pipeline.models import Model
 from tru_vlm.api.service import InferenceService
-from tru_vlm.api.workers import WorkerState
+from tru_vlm.api.workers.pool import WorkerState
 from tru_vlm.engine.base import EngineStats
 from tru_vlm.telemetry import catalogue
 from tru_vlm.telemetry.catalogue import Metric, model_labels

@@ -1,4 +1,7 @@
-"""The header by which a client says which requests belong together; see :mod:`tru_vlm.api.models` for what it does."""
+"""The header by which a client says which requests belong together.
+
+What it does: :mod:`tru_vlm.api.pipeline.models`.
+"""
 
 from __future__ import annotations
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tru_vlm.api import schemas
-from tru_vlm.api.chat_request import ChatRequest, parse_chat
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.library_service import LibraryService, borrow_from, build_stores
-from tru_vlm.api.models import Model, Models
-from tru_vlm.api.places import Places
-from tru_vlm.api.planning import Planner
-from tru_vlm.api.rate_limits import RateCounter
-from tru_vlm.api.request_run import RequestRun, timed_out
-from tru_vlm.api.responses_request import ResponsesRequest, parse_responses
-from tru_vlm.api.schema_check import SchemaCheck
-from tru_vlm.api.workers import StepMetrics, WorkerPool
+from tru_vlm.api.kept_videos.library_service import LibraryService, borrow_from, build_stores
+from tru_vlm.api.openai_compatible.chat_request import ChatRequest, parse_chat
+from tru_vlm.api.openai_compatible.responses_request import ResponsesRequest, parse_responses
+from tru_vlm.api.pipeline.models import Model, Models
+from tru_vlm.api.pipeline.places import Places
+from tru_vlm.api.pipeline.planning import Planner
+from tru_vlm.api.pipeline.request_run import RequestRun, timed_out
+from tru_vlm.api.pipeline.schema_check import SchemaCheck
+from tru_vlm.api.security.rate_limits import RateCounter
+from tru_vlm.api.workers.pool import StepMetrics, WorkerPool
 from tru_vlm.errors import TruError
 from tru_vlm.intake.fetch import FetchLimits, UrlFetcher
 from tru_vlm.intake.multipart import receive_multipart

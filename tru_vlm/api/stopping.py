@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Callable
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tru_vlm.api.socket_protocol import DrainingSocketProtocol
 from tru_vlm.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -121,5 +121,5 @@ def _part_with_clients(server: uvicorn.Server) -> None:
     server.config.encoded_headers.append(_CLOSE)
     server.server_state.default_headers = [*server.server_state.default_headers, _CLOSE]
     for connection in list(server.server_state.connections):
-        if isinstance(connection, DrainingSocketProtocol) and connection.handshake_complete:
+        if isinstance(connection, WebSocketsSansIOProtocol) and connection.handshake_complete:
             connection.shutdown()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tru_vlm.api.rendezvous import weighted_choice
+from tru_vlm.api.workers.rendezvous import weighted_choice
 from tru_vlm.cluster.visit import Visit
 
 

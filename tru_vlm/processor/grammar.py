@@ -1,6 +1,6 @@
 """JSON schemas as grammars for llguidance, within limits.  Knows no tokenizer, no request and no other module of ours.
 
-Run by path, this file is the child process in which a client's schema is tried first: ``api/schema_check.py``.
+Run by path, this file is the child process in which a client's schema is tried first: ``api/pipeline/schema_check.py``.
 """
 
 from __future__ import annotations

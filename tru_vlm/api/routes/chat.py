@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from tru_vlm.api.answering import respond
-from tru_vlm.api.chat_answer import ChatAnswer
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.openapi_chat import CHAT_BODY, CHAT_RESPONSES, MODEL_RESPONSES, MODELS_RESPONSES
+from tru_vlm.api.openai_compatible.chat_answer import ChatAnswer
+from tru_vlm.api.openai_compatible.chat_openapi import CHAT_BODY, CHAT_RESPONSES, MODEL_RESPONSES, MODELS_RESPONSES
 from tru_vlm.api.request_body import receive_json
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.service import InferenceService

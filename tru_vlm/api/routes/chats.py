@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.bodies import parse_object, validate
-from tru_vlm.api.chat_turns import Chats
-from tru_vlm.api.chats_bodies import ChatTitleBody, NewChatBody
-from tru_vlm.api.openapi_chats import (
+from tru_vlm.api.request_body import owner_of, receive_json
+from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stored_chats.bodies import ChatTitleBody, NewChatBody
+from tru_vlm.api.stored_chats.openapi import (
     CHAT_RESPONSES,
     CHAT_TITLE_BODY,
     EXPORT_RESPONSES,
@@ -22,8 +23,7 @@ from tru_vlm.api.openapi_chats import (
     ChatIdPath,
     ChatList,
 )
-from tru_vlm.api.request_body import owner_of, receive_json
-from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stored_chats.turns import Chats
 from tru_vlm.chats.export import to_markdown
 from tru_vlm.chats.records import Chat, Turn
 

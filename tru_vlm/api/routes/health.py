@@ -11,14 +11,14 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
-from tru_vlm.api.affinity import AffinityStats
-from tru_vlm.api.job_service import JobService
-from tru_vlm.api.models import Model, Models
+from tru_vlm.api.background_jobs.service import JobService
+from tru_vlm.api.pipeline.models import Model, Models
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
-from tru_vlm.api.start_progress import StartProgress
 from tru_vlm.api.stopping import Drain
-from tru_vlm.api.workers import WorkerState
+from tru_vlm.api.workers.affinity import AffinityStats
+from tru_vlm.api.workers.pool import WorkerState
+from tru_vlm.api.workers.start_progress import StartProgress
 from tru_vlm.engine.base import EngineStats
 
 _UP = {"content": {"application/json": {"example": {"status": "ok"}}}}

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from tru_vlm.api.answering import respond
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
 from tru_vlm.api.inference_request import InferenceRequest
-from tru_vlm.api.openapi import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, error_entry, merge_bodies
+from tru_vlm.api.openapi.description import ANSWER_RESPONSES, JSON_BODY, UPLOAD_BODY, error_entry, merge_bodies
 from tru_vlm.api.request_body import read_any, read_form, read_json
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.security.identity import principal_of

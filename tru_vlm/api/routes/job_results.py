@@ -9,9 +9,9 @@ from fastapi import APIRouter, Header
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tru_vlm.api.job_answers import done_event, event_chunk, result_line
-from tru_vlm.api.job_service import JobService
-from tru_vlm.api.openapi_jobs import EVENTS_RESPONSES, RESULTS_RESPONSES, JobIdPath
+from tru_vlm.api.background_jobs.answers import done_event, event_chunk, result_line
+from tru_vlm.api.background_jobs.openapi import EVENTS_RESPONSES, RESULTS_RESPONSES, JobIdPath
+from tru_vlm.api.background_jobs.service import JobService
 from tru_vlm.api.request_body import owner_of
 from tru_vlm.jobs.tables import Job
 

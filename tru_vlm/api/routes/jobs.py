@@ -8,9 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.job_service import JobService
-from tru_vlm.api.openapi_jobs import (
+from tru_vlm.api.background_jobs.openapi import (
     DELETE_RESPONSES,
     JOB_RESPONSES,
     RESUME_RESPONSES,
@@ -20,6 +18,8 @@ from tru_vlm.api.openapi_jobs import (
     JobIdPath,
     JobList,
 )
+from tru_vlm.api.background_jobs.service import JobService
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
 from tru_vlm.api.request_body import content_type_of, owner_of, receive_json
 from tru_vlm.api.service import InferenceService
 from tru_vlm.jobs.tables import JobStatus

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tru_vlm.api.job_service import JobService
+from tru_vlm.api.background_jobs.service import JobService
 from tru_vlm.telemetry.metrics import Metrics
 
 _EXAMPLE = 'tru_vlm_num_requests_running{model_name="demo",variant="demo",worker="0"} 1.0\n'

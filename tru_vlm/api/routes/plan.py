@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, unless_client_leaves
-from tru_vlm.api.openapi import PLAN_JSON_BODY, PLAN_RESPONSES, PLAN_UPLOAD_BODY, merge_bodies
+from tru_vlm.api.openapi.description import PLAN_JSON_BODY, PLAN_RESPONSES, PLAN_UPLOAD_BODY, merge_bodies
 from tru_vlm.api.request_body import read_any
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.security.identity import principal_of

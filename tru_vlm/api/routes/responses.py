@@ -10,9 +10,9 @@ from starlette.responses import Response
 
 from tru_vlm.api.answering import respond
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.openapi_responses import RESPONSES_BODY, RESPONSES_RESPONSES
+from tru_vlm.api.openai_compatible.responses_answer import ResponsesAnswer
+from tru_vlm.api.openai_compatible.responses_openapi import RESPONSES_BODY, RESPONSES_RESPONSES
 from tru_vlm.api.request_body import receive_json
-from tru_vlm.api.responses_answer import ResponsesAnswer
 from tru_vlm.api.routing_key import RoutingKey, with_routing_key
 from tru_vlm.api.service import InferenceService
 

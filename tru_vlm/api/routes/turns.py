@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from tru_vlm.api.answering import respond
 from tru_vlm.api.bodies import parse_object, validate
-from tru_vlm.api.chat_turns import Chats, NextTurn
-from tru_vlm.api.chats_bodies import RetryBody, TurnBody
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.openapi_chats import RETRY_BODY, TURN_BODY, TURN_RESPONSES, ChatIdPath, TurnIndexPath
 from tru_vlm.api.request_body import owner_of, receive_json
 from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stored_chats.bodies import RetryBody, TurnBody
+from tru_vlm.api.stored_chats.openapi import RETRY_BODY, TURN_BODY, TURN_RESPONSES, ChatIdPath, TurnIndexPath
+from tru_vlm.api.stored_chats.turns import Chats, NextTurn
 
 
 def build_router(service: InferenceService, chats: Chats) -> APIRouter:

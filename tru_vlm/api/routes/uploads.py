@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from tru_vlm.api.error_response import error_response, new_request_id
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.openapi_uploads import (
+from tru_vlm.api.kept_videos.uploads_openapi import (
     CREATE_PARAMETERS,
     CREATE_RESPONSES,
     DELETE_RESPONSES,

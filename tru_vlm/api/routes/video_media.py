@@ -11,8 +11,8 @@ from starlette.responses import Response
 
 from tru_vlm.api.bodies import Body, VideoParamsBody, validate
 from tru_vlm.api.error_response import error_response, new_request_id
-from tru_vlm.api.kept_file import FOR_EVER, SAFE_HEADERS, KeptFileResponse, etag, is_known, wants_range
-from tru_vlm.api.openapi_videos import (
+from tru_vlm.api.kept_videos.kept_file import FOR_EVER, SAFE_HEADERS, KeptFileResponse, etag, is_known, wants_range
+from tru_vlm.api.kept_videos.videos_openapi import (
     CONTENT_RESPONSES,
     FRAMES_RESPONSES,
     IMAGE_RESPONSES,

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.bodies import parse_object, validate
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
-from tru_vlm.api.openapi_videos import (
+from tru_vlm.api.kept_videos.videos_openapi import (
     KEEP_BODY,
     KEEP_RESPONSES,
     RENAME_BODY,

@@ -7,11 +7,11 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket
 
 from tru_vlm.api.error_response import error_response, new_request_id
-from tru_vlm.api.openapi_socket import CLIENT_MESSAGE, DESCRIPTION, RESPONSES
 from tru_vlm.api.routing_key import RoutingKey
 from tru_vlm.api.service import InferenceService
-from tru_vlm.api.socket_protocol import server_drains
-from tru_vlm.api.socket_session import SocketSession
+from tru_vlm.api.websocket.openapi import CLIENT_MESSAGE, DESCRIPTION, RESPONSES
+from tru_vlm.api.websocket.protocol import server_drains
+from tru_vlm.api.websocket.session import SocketSession
 from tru_vlm.errors import ErrorInfo
 
 _PATH = "/v1/inference/ws"

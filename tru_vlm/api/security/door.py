@@ -15,9 +15,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tru_vlm.api.error_response import error_response, new_request_id
-from tru_vlm.api.rate_limits import Allowance, RateCounter
 from tru_vlm.api.security.identity import Identifier, Identity
 from tru_vlm.api.security.origins import SAFE_METHODS, OriginCheck
+from tru_vlm.api.security.rate_limits import Allowance, RateCounter
 from tru_vlm.api.security.slow_bodies import watch_body
 from tru_vlm.api.stopping import Drain
 from tru_vlm.errors import AuthenticationError, TruError

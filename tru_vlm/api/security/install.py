@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from tru_vlm.api.keys import Keyring, parse_keys
-from tru_vlm.api.lingering import LingeringClose
-from tru_vlm.api.rate_limits import RateCounter
 from tru_vlm.api.security.door import Door
 from tru_vlm.api.security.headers import SecurityHeaders
 from tru_vlm.api.security.http_protocol import bounded_head_protocol
 from tru_vlm.api.security.identity import Identifier
+from tru_vlm.api.security.lingering import LingeringClose
 from tru_vlm.api.security.origins import LOOPBACK_HOSTS, OriginCheck
+from tru_vlm.api.security.rate_limits import RateCounter
 from tru_vlm.api.security.sessions import Sessions
 from tru_vlm.api.stopping import Drain
 from tru_vlm.principal import RateLimits

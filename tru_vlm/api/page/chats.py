@@ -1,0 +1,124 @@
+"""The page's conversations: a form's question as a turn of a chat, and stored chats to be shown.  It knows no HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tru_vlm.api import schemas
+from tru_vlm.api.bodies import VideoParamsBody, validate
+from tru_vlm.api.kept_videos.library_service import LibraryService
+from tru_vlm.api.page.library import ShownVideo, show_video
+from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.stored_chats.bodies import TurnBody
+from tru_vlm.api.stored_chats.recorded_stream import RecordedStream
+from tru_vlm.api.stored_chats.turns import Chats
+from tru_vlm.chats.records import Chat, Turn
+from tru_vlm.errors import NotFoundError
+from tru_vlm.principal import Principal
+from tru_vlm.types import VideoInfo, VideoParams
+
+_SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartedTurn:
+    """A turn that runs; ``is_first`` if its chat was begun for it."""
+
+    chat: Chat
+    stream: RecordedStream
+    is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShownChat:
+    """A stored chat, its turns the newest first; ``video`` is None if it has gone."""
+
+    id: str
+    video: ShownVideo | None
+    turns: list[Turn]
+
+
+async def start_turn(service: InferenceService, chats: Chats, form: ParsedForm, principal: Principal) -> StartedTurn:
+    """Ask a form's question, as the next turn of its ``chat``, or as the first of a new one about its video.
+
+    The form's file is kept, or removed.
+
+    Raises:
+        TruError: the form cannot be accepted; no new chat is left.
+    """
+    owner = principal.tenant
+    fields = dict(form.fields)
+    chat_id = fields.pop("chat", "")
+    try:
+        body = schemas.form_body(fields, form.video)
+        schemas.build_request(body, service.settings, form.video)
+        if not chat_id:
+            chat = await chats.create(owner, [await keep_video(service, body, form, owner)], None)
+    finally:
+        if form.video is not None:
+            await service.discard(form.video)
+    turn = TurnBody(
+        prompt=body.prompt,
+        video_params=body.video_params,
+        generation_params=body.generation_params,
+        model=body.model,
+        stream=True,
+    )
+    await chats.settle(chat_id, _SETTLE_SECONDS)
+    try:
+        asked = await chats.next_turn(owner, chat_id or chat.id, turn)
+        stream = await chats.begin(asked, await service.open(asked.inference, principal))
+    except BaseException:
+        if not chat_id:
+            await chats.store.delete(owner, chat.id)
+        raise
+    return StartedTurn(asked.chat, stream, is_first=not chat_id)
+
+
+async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:
+    """A stored chat.
+
+    Raises:
+        NotFoundError: there is none (any more).
+    """
+    chat, turns = await chats.store.with_turns(owner, chat_id)
+    video = (await chats.videos(chat))[0]
+    return ShownChat(chat.id, show_video(video) if video else None, turns[::-1])
+
+
+async def find_video(library: LibraryService, owner: str, video_id: str) -> ShownVideo:
+    """A kept video.
+
+    Raises:
+        NotFoundError: there is none (any more).
+    """
+    return show_video(await library.store.get(video_id, owner))
+
+
+async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_id: str, index: int) -> VideoInfo:
+    """What the model saw for a stored turn; its frames can be had now, decoded again if need be.
+
+    Raises:
+        NotFoundError: there is no such turn, it saw nothing, or its video has gone.
+        TruError: the video cannot be decoded now.
+    """
+    chat, turns = await chats.store.with_turns(owner, chat_id)
+    found = turns[index].answer if index < len(turns) else None
+    if found is None or not found.get("video"):
+        raise NotFoundError(f"Turn {index} has no frames.", param="index", code="turn_not_found")
+    body = validate(VideoParamsBody, turns[index].request.get("video_params", {}))
+    async with library.frames(chat.video_ids[0], VideoParams(**body.model_dump()), owner=owner) as lease:
+        url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
+        return dataclasses.replace(lease.info, notes=tuple(found["video"].get("notes", ())), frames_url=url)
+
+
+async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:
+    """The id of the form's video, which is kept now."""
+    if form.video is not None:
+        video, _ = await service.library.keep(form.video, owner=owner)
+    elif body.video_url is not None:
+        video, _ = await service.library.fetch(body.video_url, None, owner=owner)
+    else:
+        return str(body.video_id)
+    return video.content.sha256
