@@ -88,6 +88,7 @@ def test_told_again_it_hurries(clips: dict[str, Path], tmp_path: Path) -> None:
     """Long before the drain is over, what runs ends with what there is of it; then nobody listens."""
     server = start_server(tmp_path, DRAIN_SECONDS="600", MAX_NEW_TOKENS="30000")
     family = psutil.Process(server.process.pid).children(recursive=True)
+    workers = [psutil.Process(worker["pid"]) for worker in health(server)["workers"]]
     brake = Brake(server)
     stream: Iterator[tuple[str, dict[str, Any]]] = events(upload_stream(server.base, clips["two"], **ENDLESS))
     assert any(name == "delta" for name, _ in stream)
@@ -97,7 +98,7 @@ def test_told_again_it_hurries(clips: dict[str, Path], tmp_path: Path) -> None:
         *_, (name, data) = stream
         assert (name, data.get("finish_reason")) == ("done", "abort"), data
         wait_until(lambda: not listens(server))
-        assert server.process.poll() is None
+        assert [worker.status() for worker in workers] == [psutil.STATUS_STOPPED]
     assert_is_gone(server, family)
 
 
