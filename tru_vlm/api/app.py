@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from tru_vlm.api.background_jobs import openapi as jobs_openapi
+from tru_vlm.api.background_jobs import webhook_message
 from tru_vlm.api.background_jobs.service import JobService
 from tru_vlm.api.context import AppContext
 from tru_vlm.api.error_response import install_error_handlers
@@ -192,5 +193,6 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     if context.mcp is not None:
         app.router.routes.extend(context.mcp.routes)
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    bodies = (chat_openapi, chats_openapi, responses_openapi, jobs_openapi, videos_openapi, websocket_openapi)
-    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])
+    modules = (chat_openapi, chats_openapi, responses_openapi, jobs_openapi, videos_openapi, websocket_openapi)
+    bodies = [body for module in (*modules, webhook_message) for body in module.COMPONENT_BODIES]
+    install_openapi(app, bodies, webhook_message.WEBHOOKS)

@@ -19,7 +19,8 @@ from tru_vlm.api.background_jobs.bodies import (
 )
 from tru_vlm.api.background_jobs.long_video import answer_of, spans_of, timeline_of
 from tru_vlm.api.background_jobs.openapi import JobAnswer, TimelineEntry
-from tru_vlm.api.background_jobs.webhook_bodies import message_body, webhook_of
+from tru_vlm.api.background_jobs.webhook_bodies import webhook_of
+from tru_vlm.api.background_jobs.webhook_message import message_body
 from tru_vlm.api.background_jobs.work import ServiceWork
 from tru_vlm.api.bodies import media_source, parse_object
 from tru_vlm.api.service import InferenceService
@@ -244,7 +245,7 @@ class JobService:
         if job is None or job.ended_at is None:
             return None
         answer = job_answer(job, None, ttl_seconds=self._service.settings.job_ttl_seconds)
-        return message_body(answer, status=job.status, ended_at=job.ended_at)
+        return message_body(answer, ended_at=job.ended_at)
 
     async def _keep(self, job_id: str, video_id: str, owner: str, param: str) -> None:
         """Give the job a link of its own to a kept video."""
