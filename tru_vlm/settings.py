@@ -350,7 +350,7 @@ class Settings(BaseSettings):
     )
     port: Annotated[int, Field(ge=1024, le=65535)] = Field(8000, description="Port to listen on.")
     drain_seconds: Annotated[int, Field(ge=0)] = Field(
-        30, description="On SIGTERM, how long running answers may go on, in seconds."
+        30, description="On SIGTERM, how long running answers may go on, in seconds. New ones are refused meanwhile."
     )
     max_socket_requests: Annotated[int, Field(ge=1, le=10_000)] = Field(
         16, description="Most requests at once on one WebSocket."
