@@ -675,7 +675,7 @@ export interface paths {
         };
         /**
          * Health
-         * @description 503 until every model has come up; then 200 while at least one worker can answer.
+         * @description 503 until every model has come up; then 200 while at least one worker can answer, and the server takes work.
          *
          *     A model whose workers are all gone is told of by `/v1/health/detailed`; the others go on.
          */
@@ -697,7 +697,7 @@ export interface paths {
         };
         /**
          * Live
-         * @description Whether the process answers: 200 also while every worker loads its model again.  Needs no key.
+         * @description Whether the process answers: 200 also while every worker loads its model again, or it drains.  Needs no key.
          *
          *     Who gets no answer may restart the server.
          */
@@ -719,11 +719,11 @@ export interface paths {
         };
         /**
          * Ready
-         * @description Whether to send requests here: 503 until every model has come up, and while no worker can answer.
+         * @description Whether to send requests here: 503 until every model has come up, while no worker can answer, and in a drain.
          *
          *     A model has come up when a worker has loaded it and has answered a first question of its own.
          *
-         *     Needs no key.  A server that drains takes no connections any more, so that this fails too.
+         *     Needs no key.  A server that has been told to stop says `draining` from that moment on.
          */
         get: operations["ready_v1_health_ready_get"];
         put?: never;
@@ -8708,7 +8708,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. It is `draining` when the server has been told to stop: what runs goes on, and nothing new is taken. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8791,7 +8791,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. It is `draining` when the server has been told to stop: what runs goes on, and nothing new is taken. */
             503: {
                 headers: {
                     [name: string]: unknown;
