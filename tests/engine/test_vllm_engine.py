@@ -20,11 +20,12 @@ from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import FailEvent, MediaInput
 from tru_vlm.engine.vllm import installed
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.engine import VllmEngine
 from tru_vlm.engine.vllm.environment import VISIBLE, prepare_environment, visible_devices
 from tru_vlm.engine.vllm.guardian import MARK, marked
+from tru_vlm.engine.vllm.sampling import check_draftable
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.settings import SettingsError, load_settings
+from tru_vlm.types import GenerationParams
 
 
 def arguments(**config):
@@ -59,9 +60,6 @@ def test_settings_become_vllms_arguments():
     assert (cpu["num_gpu_blocks_override"], cpu["max_num_batched_tokens"]) == (64, 32)
     assert arguments()["kv_cache_memory_bytes"] > 0
     assert arguments(media_cache=False)["mm_processor_cache_gb"] == 0
-    assert "speculative_config" not in arguments()
-    drafting = arguments(num_speculative_tokens=3)["speculative_config"]
-    assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
     assert arguments(more={"kv_cache_dtype": "fp8", "block_size": 32}).items() >= {"block_size": 32}.items()
 
 
@@ -316,24 +314,14 @@ if __name__ == "__main__":
     assert "LEFT []" in result.stdout, result.stdout
 
 
-def test_vllm_drafts_tokens_and_answers_stay_the_same(vllm_engine, checkpoint):
-    prompt = "Describe the video second by second."
-    items = [
-        request("greedy", video(1, 10, 64, 96), prompt=prompt, max_tokens=40),
-        request("drawn", video(2, 10, 64, 96), prompt=prompt, max_tokens=40, ignore_eos=True, temperature=0.7, seed=3),
-    ]
-    expected = drive(vllm_engine, items)
-    config = VllmConfig(checkpoint, max_batch_size=4, kv_cache_tokens=8192, num_speculative_tokens=4)
-    engine = VllmEngine.load(config)
-    try:
-        outcomes = drive(engine, items)
-        assert outcomes["greedy"].text == expected["greedy"].text
-        assert outcomes["drawn"].num_tokens == 40
-        stats = engine.stats()
-        assert 0 < stats.num_accepted_draft_tokens < stats.num_draft_tokens
-        for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
-            with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
-                engine.submit(request("refused", **rules))
-            assert error.value.param == name
-    finally:
-        engine.close()
+def test_drafts_and_what_vllm_cannot_do_beside_them():
+    assert "speculative_config" not in arguments(device="cuda")
+    drafting = arguments(device="cuda", num_speculative_tokens=3)["speculative_config"]
+    assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
+    with pytest.raises(ValueError, match="NUM_SPECULATIVE_TOKENS: .*DEVICE=cpu: 0"):
+        arguments(num_speculative_tokens=3)
+    check_draftable(GenerationParams(max_tokens=8, temperature=0.7, top_p=0.9, repetition_penalty=1.2))
+    for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
+        with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
+            check_draftable(GenerationParams(max_tokens=8, **rules))
+        assert error.value.param == name
