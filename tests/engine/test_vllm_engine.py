@@ -318,10 +318,10 @@ def test_drafts_and_what_vllm_cannot_do_beside_them():
     assert "speculative_config" not in arguments(device="cuda")
     drafting = arguments(device="cuda", num_speculative_tokens=3)["speculative_config"]
     assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
-    with pytest.raises(ValueError, match="NUM_SPECULATIVE_TOKENS: .*DEVICE=cpu: 0"):
+    with pytest.raises(ValueError, match=r"NUM_SPECULATIVE_TOKENS: .*DEVICE=cpu: 0"):
         arguments(num_speculative_tokens=3)
     check_draftable(GenerationParams(max_tokens=8, temperature=0.7, top_p=0.9, repetition_penalty=1.2))
     for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
         with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
-            check_draftable(GenerationParams(max_tokens=8, **rules))
+            check_draftable(GenerationParams(max_tokens=8, temperature=1.0, **rules))
         assert error.value.param == name
