@@ -34,6 +34,7 @@ _SAME = (
     "max_batch_size",
     "max_context_tokens",
     "kv_cache_tokens",
+    "num_speculative_tokens",
     "prefill_chunk_tokens",
     "prefix_cache",
     "feature_cache_bytes",

@@ -31,8 +31,8 @@ def test_it_is_valid() -> None:
     assert [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()] == []
 
 
-def operations() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, methods in DOCUMENT["paths"].items():
+def operations(kind: str = "paths") -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in DOCUMENT[kind].items():
         for method, operation in methods.items():
             yield f"{method.upper()} {path}", operation
 
@@ -56,11 +56,12 @@ def test_every_operation_is_described() -> None:
 
 
 def examples() -> Iterator[tuple[str, dict[str, Any], Any]]:
-    for name, operation in operations():
+    for name, operation in (*operations(), *operations("webhooks")):
         contents = {f"{name} body": operation.get("requestBody", {}).get("content", {})}
         contents |= {
             f"{name} {status}": response.get("content", {}) for status, response in operation["responses"].items()
         }
+        contents |= {f"{name} {parameter['name']}": {"": parameter} for parameter in operation.get("parameters", ())}
         if "x-client-messages" in operation:
             contents[f"{name} messages"] = {"application/json": operation["x-client-messages"]}
         for place, kinds in contents.items():

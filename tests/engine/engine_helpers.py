@@ -1,5 +1,6 @@
 """Requests for engine tests, and a loop that drives an engine and holds it to its contract."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def drive(engine, requests=(), *, arrivals=None, aborts=None) -> dict[str, Outco
     assert engine.stats().kv_cache_used_tokens == 0
     assert engine.stats().num_running == engine.stats().num_waiting == 0
     return outcomes
+
+
+def recorded_tokens(engine) -> dict[str, list[int]]:
+    """Will have every request's tokens, special ones included, which its text hides."""
+    tokens, accept = defaultdict(list), engine._accept
+
+    def recording(row, token):
+        tokens[row.request.id].append(token)
+        return accept(row, token)
+
+    engine._accept = recording
+    return tokens
 
 
 def record(outcome, event, step):

@@ -64,7 +64,7 @@ def test_a_size_for_every_number_of_rows():
 def test_tables_cross_to_the_device_only_when_they_change(make_engine, monkeypatch):
     written = []
     write = decode_steps.DecodeSteps._write_table
-    engine = make_engine(batched_decode=True, max_batch_size=2)
+    engine = make_engine(batched_decode=True, max_batch_size=2, num_speculative_tokens=0)
     steps = engine._runner._decode_steps
 
     def counting(self, index, table):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine_helpers import drive, image, request, video
+from engine_helpers import drive, image, recorded_tokens, request, video
 from transformers import AutoModelForImageTextToText
 
 from tru_vlm.processor.patches import patchify
@@ -52,15 +52,9 @@ def reference_tokens(reference, profile, item, num_tokens, **options):
 
 
 def engine_tokens(engine, item):
-    """The tokens themselves: the text hides special ones."""
-    engine.submit(item)
-    row, tokens = engine._rows[item.id], []
-    while engine.has_work():
-        before = row.num_generated
-        engine.step()
-        if row.num_generated > before:
-            tokens.append(row.last_token)
-    return tokens
+    tokens = recorded_tokens(engine)
+    drive(engine, [item])
+    return tokens[item.id]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,10 +1,8 @@
 """What is kept of past requests: it saves the work that it should, and never changes an answer."""
 
-from collections import defaultdict
-
 import pytest
 import torch
-from engine_helpers import drive, image, request, video
+from engine_helpers import drive, image, recorded_tokens, request, video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,14 +121,7 @@ def plain(make_engine, **numbers) -> HfEngine:
 
 
 def tokens_of(engine, items, *, arrivals=None, aborts=None) -> dict[str, list[int]]:
-    """Every request's tokens, special ones included."""
-    tokens, accept = defaultdict(list), engine._accept
-
-    def recording(row, token, events):
-        tokens[row.request.id].append(token)
-        accept(row, token, events)
-
-    engine._accept = recording
+    tokens = recorded_tokens(engine)
     drive(engine, items, arrivals=arrivals, aborts=aborts)
     return {item.id: tokens[item.id] for item in items}
 

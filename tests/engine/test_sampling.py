@@ -27,8 +27,16 @@ def sampler(prompt=PROMPT, **params):
     return RowSampler.create(rules, prompt, vocabulary=VOCABULARY, device="cpu")
 
 
+def draw(logits, rows):
+    """The next token of each row, which is then forgotten but for the random numbers that it took."""
+    drawn = sample(logits, rows)
+    for row in rows:
+        row.ahead.clear()
+    return drawn
+
+
 def tokens(row, count):
-    return [sample(LOGITS[None].clone(), [row])[0] for _ in range(count)]
+    return [draw(LOGITS[None].clone(), [row])[0] for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +54,7 @@ def tokens(row, count):
 def test_drawn_as_often_as_transformers_says(params):
     expected = transformers_probabilities(**params)
     row, draws, at_once = sampler(seed=1, **params), 6000, 200
-    drawn = [token for _ in range(draws // at_once) for token in sample(LOGITS.repeat(at_once, 1), [row] * at_once)]
+    drawn = [token for _ in range(draws // at_once) for token in draw(LOGITS.repeat(at_once, 1), [row] * at_once)]
     counts = np.bincount(drawn, minlength=VOCABULARY)
     assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(expected))
     assert np.abs(counts / draws - expected).max() < 0.02
@@ -83,7 +91,7 @@ def test_neighbours_do_not_change_a_row():
         sampler(repetition_penalty=2.0),
         sampler(logit_bias=((3, 9.0),), presence_penalty=1.0),
     ]
-    mixed = [sample(LOGITS.repeat(6, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
+    mixed = [draw(LOGITS.repeat(6, 1), [others[0], others[1], row, *others[2:]])[2] for _ in range(30)]
     assert mixed == alone
 
 
@@ -105,7 +113,7 @@ def test_every_row_of_a_mixed_batch_has_the_distribution_of_its_own_rules():
     draws = 3000
     counts = np.zeros((len(rules), VOCABULARY))
     for _ in range(draws):
-        counts[range(len(rules)), sample(logits.clone(), rows)] += 1
+        counts[range(len(rules)), draw(logits.clone(), rows)] += 1
     for row, params in enumerate(rules):
         expected = transformers_probabilities(**params, prompt=prompts[row], logits=logits[row])
         assert set(np.flatnonzero(counts[row])) <= set(np.flatnonzero(expected)), params
@@ -198,3 +206,20 @@ def test_pick_never_takes_a_weight_of_zero():
     generator = random.Random(0)
     points = [0.0, 0.49999, 0.5, 0.999999, 1.0, *(generator.random() for _ in range(50))]
     assert {int(_pick(weights, torch.tensor([[point]]))) for point in points} == {1, 3}
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.8}, {"top_k": 9, "min_p": 0.05}])
+def test_a_row_draws_its_next_tokens_at_once_or_one_by_one_and_what_is_dropped_is_drawn_again(params):
+    expected, row = [], sampler(seed=5, **params)
+    for _ in range(60):
+        expected += sample(LOGITS[None].clone(), [row])
+        row.accept(expected[-1])
+    row, other, got = sampler(seed=5, **params), sampler(seed=6), []
+    while len(got) < 60:
+        at_once = 1 + len(got) % 4
+        drawn = sample(LOGITS.repeat(at_once + 1, 1), [other, *[row] * at_once])[1:]
+        assert sample(LOGITS[None].clone(), [row]) == drawn[:1], "asking again changes nothing"
+        for token in drawn[: 1 + at_once // 2]:
+            row.accept(token)
+            got.append(token)
+    assert got[:60] == expected

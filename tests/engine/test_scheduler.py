@@ -21,7 +21,7 @@ def text(name, prompt=20, answer=12):
 def run(planner):
     chunks = planner.next_step()
     for chunk in chunks:
-        planner.commit(chunk)
+        planner.commit(chunk, chunk.num_tokens)
     return {chunk.sequence.id: chunk.num_tokens for chunk in chunks}
 
 
@@ -158,7 +158,7 @@ class World:
         assert chunks or not self.planner.num_running, "everyone waits for another"
         for chunk in chunks:
             self.compute(chunk)
-            self.planner.commit(chunk)
+            self.planner.commit(chunk, chunk.num_tokens)
             self.go_on(chunk.sequence)
 
     def compute(self, chunk):

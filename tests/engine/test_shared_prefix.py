@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tru_vlm.engine.hf import attention
 from tru_vlm.engine.hf.kv_cache import BlockManager
-from tru_vlm.engine.hf.shared_prefix import MIN_SHARED_TOKENS, Group, GroupFinder, GroupLayout, attend_group
+from tru_vlm.engine.hf.shared_prefix import MIN_SHARED_TOKENS, Group, GroupFinder, GroupLayout, GroupRow, attend_group
 
 BLOCK = 16
 ENOUGH = MIN_SHARED_TOKENS // BLOCK
@@ -75,7 +75,8 @@ def test_other_rows_are_looked_at_anew():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_attention_is_that_of_each_row_alone(dtype, shuffled):
+@pytest.mark.parametrize("nums_queries", [(1, 1, 1), (4, 1, 3)], ids=["one token each", "with drafts"])
+def test_attention_is_that_of_each_row_alone(dtype, shuffled, nums_queries):
     torch.manual_seed(0)
     names = ["s" * 6 + "x", "s" * 6 + "yyy", "s" * 6 + "zz"]
     if shuffled:  # others hold every second block, so that nothing lies side by side
@@ -92,28 +93,31 @@ def test_attention_is_that_of_each_row_alone(dtype, shuffled):
     else:
         tables = tables_of(*names)
     (group,) = GroupFinder(BLOCK).find(tables)
-    num_keys = [6 * BLOCK + 1, 9 * BLOCK - 3, 8 * BLOCK]
+    num_cached = [6 * BLOCK, 9 * BLOCK - 4, 8 * BLOCK - nums_queries[2]]
     keys, values = (torch.randn(256 * BLOCK, 2, 32, dtype=dtype) for _ in range(2))
-    query = torch.randn(7, 8, 32, dtype=dtype)
-    at = [5, 0, 2]
-    layout = GroupLayout.build(tables, num_keys, at, group.num_shared_tokens, dtype)
+    query = torch.randn(10, 8, 32, dtype=dtype)
+    starts = [6, 0, 2]
+    rows = [GroupRow(*row) for row in zip(tables, num_cached, starts, nums_queries, strict=True)]
+    layout = GroupLayout.build(rows, group.num_shared_tokens, dtype)
     assert (layout.first_slot is None) is shuffled
-    got = attend_group(query, keys, values, layout, scaling=0.3)
-    for index, (table, count, place) in enumerate(zip(tables, num_keys, at, strict=True)):
-        slots = torch.from_numpy(table.slots[:count])
-        alone = scaled_dot_product_attention(
-            query[place][None, :, None],
-            keys[slots].transpose(0, 1)[None],
-            values[slots].transpose(0, 1)[None],
-            scale=0.3,
-            enable_gqa=True,
-        )[0, :, 0]
-        torch.testing.assert_close(
-            got[index],
-            alone,
-            rtol=1e-5 if dtype == torch.float32 else 2e-2,
-            atol=1e-2 if dtype == torch.bfloat16 else 1e-6,
-        )
+    got = iter(attend_group(query, keys, values, layout, scaling=0.3))
+    for row in rows:
+        for place in range(row.num_queries):
+            slots = torch.from_numpy(row.table.slots[: row.num_cached_tokens + 1 + place])
+            alone = scaled_dot_product_attention(
+                query[row.start + place][None, :, None],
+                keys[slots].transpose(0, 1)[None],
+                values[slots].transpose(0, 1)[None],
+                scale=0.3,
+                enable_gqa=True,
+            )[0, :, 0]
+            torch.testing.assert_close(
+                next(got),
+                alone,
+                rtol=1e-5 if dtype == torch.float32 else 2e-2,
+                atol=1e-2 if dtype == torch.bfloat16 else 1e-6,
+            )
+    assert next(got, None) is None
 
 
 def test_questions_on_one_video_run_together_and_say_what_they_say_alone(make_engine, monkeypatch):

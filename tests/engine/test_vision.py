@@ -33,6 +33,7 @@ def row_of(profile, *media):
         vocabulary=10,
         device="cpu",
         shared_block_tokens=None,
+        max_draft_tokens=0,
     )
 
 

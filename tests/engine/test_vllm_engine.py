@@ -24,7 +24,10 @@ from tru_vlm.engine.vllm import installed
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
 from tru_vlm.engine.vllm.environment import SOCKETS, VISIBLE, guarded_children, prepare_environment, visible_devices
 from tru_vlm.engine.vllm.guardian import MARK, marked
+from tru_vlm.engine.vllm.sampling import check_draftable
+from tru_vlm.errors import InvalidRequestError
 from tru_vlm.settings import SettingsError, load_settings
+from tru_vlm.types import GenerationParams
 
 
 def arguments(**config):
@@ -362,3 +365,16 @@ def run_apart(code):
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False, cwd=ROOT
     )
+
+
+def test_drafts_and_what_vllm_cannot_do_beside_them():
+    assert "speculative_config" not in arguments(device="cuda")
+    drafting = arguments(device="cuda", num_speculative_tokens=3)["speculative_config"]
+    assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
+    with pytest.raises(ValueError, match=r"NUM_SPECULATIVE_TOKENS: .*DEVICE=cpu: 0"):
+        arguments(num_speculative_tokens=3)
+    check_draftable(GenerationParams(max_tokens=8, temperature=0.7, top_p=0.9, repetition_penalty=1.2))
+    for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
+        with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
+            check_draftable(GenerationParams(max_tokens=8, temperature=1.0, **rules))
+        assert error.value.param == name

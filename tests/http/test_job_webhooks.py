@@ -12,12 +12,15 @@ import psutil
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 from scraping import grown, scrape, scrape_until
 from standardwebhooks import Webhook as Verifier
 from support import Server, start_server
 from test_jobs import get, item, submit, submit_lines, until_ended
 from test_jobs_restart import kill_all
-from webhook_receiver import SECRET, receiver
+from webhook_receiver import SECRET, Received, receiver
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,23 @@ def webhook_of(server: Server, job: dict[str, Any], *statuses: str) -> dict[str,
     while (state := get(server, f"/v1/jobs/{job['id']}").json()["webhook"])["status"] not in statuses:
         assert time.monotonic() < deadline, state
     return state
+
+
+def check_is_described(server: Server, message: Received) -> None:
+    """The message is what the server's description says of it, headers included."""
+    document = get(server, "/openapi.json").json()
+    registry = Registry().with_resource("doc:", Resource(document, DRAFT202012))
+    (operation,) = document["webhooks"]["jobEnded"].values()
+    body = operation["requestBody"]["content"][message.headers["content-type"]]["schema"]
+    signed = {name for name in message.headers if name.startswith("webhook-")}
+    assert signed == {parameter["name"] for parameter in operation["parameters"]}
+    values = [(json.loads(message.body), body)]
+    values += [(message.headers[parameter["name"]], parameter["schema"]) for parameter in operation["parameters"]]
+    for value, schema in values:
+        absolute = json.loads(json.dumps(schema).replace('"#/', '"doc:#/'))
+        Draft202012Validator(absolute, registry=registry).validate(value)
+    described = document["components"]["schemas"]["JobSummary"]["properties"]
+    assert json.loads(message.body)["data"].keys() == described.keys()
 
 
 def test_the_end_of_a_batch_is_told_and_no_secret_shows(hooked: Server) -> None:
@@ -55,6 +75,7 @@ def test_the_end_of_a_batch_is_told_and_no_secret_shows(hooked: Server) -> None:
     assert first.id == second.id
     assert second.path == "/hook?token=in-the-query"
     told = Verifier(SECRET).verify(second.body, second.headers)
+    check_is_described(hooked, second)
     assert told["type"] == "job.succeeded"
     assert told["timestamp"].endswith("Z")
     left_out = {"webhook", "timeline", "answer"}

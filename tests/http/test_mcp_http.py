@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 import requests
-from client import TIMEOUT
+from client import QUESTION, TIMEOUT
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_talk import use_every_tool
-from support import Server, start_server
+from support import SERVER, Server, free_port, start_server
+from watching import Brake, health, wait_until
 
 from tru_vlm.api.keys import hash_key, new_key
 
@@ -88,6 +91,54 @@ def test_what_goes_wrong_is_told_and_no_file_of_the_server_is_read(
             assert result.is_error, "another tenant's video"
 
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize("leave", ["cancels", "closes its stream"])
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+def test_who_leaves_a_call_is_not_worked_for(offered: Offered, video_id: str, mode: str, leave: str) -> None:
+    key = offered.bearer("alice")
+
+    def num_open() -> int:
+        return int(health(offered.server, key)["queue"]["num_open"])
+
+    async def talk() -> None:
+        has_begun = asyncio.Event()
+
+        async def on_progress(_value: float, _total: float | None, message: str | None) -> None:
+            if message == "prefilling":
+                has_begun.set()
+
+        async with AsyncExitStack() as client_stack:
+            client = await client_stack.enter_async_context(assistant(offered, "alice", mode=mode))
+            call = asyncio.create_task(
+                client.call_tool("ask_video", {"video": video_id, "question": QUESTION}, progress_callback=on_progress)
+            )
+            await asyncio.wait_for(has_begun.wait(), TIMEOUT)
+            assert await asyncio.to_thread(num_open) == 1
+            if leave == "cancels":
+                call.cancel()
+            else:
+                await client_stack.aclose()
+            await asyncio.gather(call, return_exceptions=True)
+            await asyncio.to_thread(wait_until, lambda: num_open() == 0)
+            if leave == "cancels":
+                assert not (await client.call_tool("list_models", {})).is_error
+
+    with Brake(offered.server, key):  # so that nothing ends by itself
+        asyncio.run(talk())
+    wait_until(lambda: not any(w["stats"]["kv_cache_used_tokens"] for w in health(offered.server, key)["workers"]))
+
+
+def test_without_the_package_the_server_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["mcp"] = None  # as if it was not installed\n')
+    own = {"MCP_ENDPOINT": "true", "PYTHONPATH": str(tmp_path), "STORAGE_DIR": str(tmp_path), "PORT": str(free_port())}
+    ended = subprocess.run(
+        SERVER, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert ended.returncode != 0
+    said = ended.stdout + ended.stderr
+    assert "MCP_ENDPOINT=true: the package mcp is not installed. Install it: pip install 'tru-vlm[mcp]'." in said
+    assert "Traceback" not in said
 
 
 def test_the_door_is_before_it(offered: Offered, server: Server) -> None:

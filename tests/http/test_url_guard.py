@@ -108,9 +108,10 @@ def test_a_forbidden_address_is_not_kept(server: Server, url: str) -> None:
     assert "secret" not in error["message"]
 
 
+@pytest.mark.parametrize("path", ["/ui/ask", "/ui/jobs"])
 @pytest.mark.parametrize("url", FORBIDDEN)
-def test_the_page_s_form_refuses_it_too(server: Server, url: str) -> None:
-    response = ask(server.base, "/ui/ask", FORM, url)
+def test_the_page_s_forms_refuse_it_too(server: Server, path: str, url: str) -> None:
+    response = requests.post(server.base + path, data={"video_url": url, "prompt": QUESTION}, timeout=TIMEOUT)
     assert response.status_code == 400, response.text
     assert "The URL" in response.text, "it names what is wrong with the address"
     assert "could not be" not in response.text, "nothing was connected to"

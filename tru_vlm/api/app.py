@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from tru_vlm.api.background_jobs import openapi as jobs_openapi
+from tru_vlm.api.background_jobs import webhook_message
 from tru_vlm.api.background_jobs.service import JobService
 from tru_vlm.api.context import AppContext
 from tru_vlm.api.error_response import install_error_handlers
@@ -43,6 +44,7 @@ from tru_vlm.api.routes import (
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
+from tru_vlm.api.stopping import Drain
 from tru_vlm.api.stored_chats import openapi as chats_openapi
 from tru_vlm.api.stored_chats.turns import Chats
 from tru_vlm.api.websocket import openapi as websocket_openapi
@@ -74,7 +76,7 @@ class VideoServer(WorkerServer):
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Start and stop what lives in the HTTP process."""
-        async with super().lifespan(app):
+        async with super().lifespan(app), self.context.drain.on_signal(self.is_hurried):
             orphan_watch = asyncio.create_task(self.end_with_parent())
             try:
                 self.context.tracing.start("http")
@@ -141,10 +143,10 @@ def build_server(
         counted = Metrics()
         service = InferenceService(settings, hosted, aliases=served.aliases, default=served.default, metrics=counted)
         counted.read_from(lambda: Readings(service))
-        chats, jobs = Chats(settings, service.library), JobService(service, counted)
-        return AppContext(
-            settings, service, chats, jobs, keyring, counted, Tracing(trace_target(settings)), _mcp(service)
-        )
+        drain = Drain(settings.drain_seconds)
+        chats, jobs = Chats(settings, service.library), JobService(service, counted, drain)
+        tracing = Tracing(trace_target(settings))
+        return AppContext(settings, service, chats, jobs, keyring, counted, tracing, _mcp(service), drain)
 
     server = VideoServer(lit_apis, [Placement.of(model) for model in served.models], context_of)
     devices = server.worker_devices()
@@ -167,7 +169,7 @@ def _mcp(service: InferenceService) -> McpEndpoint | None:
 
 
 def _mount(app: FastAPI, context: AppContext) -> None:
-    sessions = install_door(app, context.settings, context.keyring, context.service.rates)
+    sessions = install_door(app, context.settings, context.keyring, context.service.rates, context.drain)
     # The last one added is the outermost.
     app.add_middleware(Observation, metrics=context.metrics, tracing=context.tracing)
     install_error_handlers(app)
@@ -186,10 +188,11 @@ def _mount(app: FastAPI, context: AppContext) -> None:
     app.include_router(responses.build_router(context.service))
     app.include_router(job_results.build_router(context.jobs))
     app.include_router(jobs.build_router(context.service, context.jobs))
-    app.include_router(health.build_router(context.service, context.jobs))
+    app.include_router(health.build_router(context.service, context.jobs, context.drain))
     app.include_router(metrics.build_router(context.metrics, context.jobs))
     if context.mcp is not None:
         app.router.routes.extend(context.mcp.routes)
     app.mount("/static", VersionedStaticFiles(directory=STATIC_DIR), name="static")
-    bodies = (chat_openapi, chats_openapi, responses_openapi, jobs_openapi, videos_openapi, websocket_openapi)
-    install_openapi(app, [body for module in bodies for body in module.COMPONENT_BODIES])
+    modules = (chat_openapi, chats_openapi, responses_openapi, jobs_openapi, videos_openapi, websocket_openapi)
+    bodies = [body for module in (*modules, webhook_message) for body in module.COMPONENT_BODIES]
+    install_openapi(app, bodies, webhook_message.WEBHOOKS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tru_vlm.api.background_jobs.service import JobService
 from tru_vlm.api.keys import Keyring
 from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stopping import Drain
 from tru_vlm.api.stored_chats.turns import Chats
 from tru_vlm.settings import Settings
 from tru_vlm.telemetry.metrics import Metrics
@@ -29,3 +30,4 @@ class AppContext:
     metrics: Metrics
     tracing: Tracing
     mcp: McpEndpoint | None
+    drain: Drain

@@ -20,6 +20,8 @@ _ENGINE_TOTALS: tuple[tuple[Metric, str], ...] = (
     (catalogue.PROMPT_TOKENS, "num_prompt_tokens"),
     (catalogue.COMPUTED_PROMPT_TOKENS, "num_computed_prompt_tokens"),
     (catalogue.GENERATION_TOKENS, "num_generated_tokens"),
+    (catalogue.DRAFT_TOKENS, "num_draft_tokens"),
+    (catalogue.ACCEPTED_DRAFT_TOKENS, "num_accepted_draft_tokens"),
     (catalogue.PREFIX_QUERIES, "prefix_cache_queries"),
     (catalogue.PREFIX_HITS, "prefix_cache_hits"),
     (catalogue.MM_QUERIES, "mm_cache_queries"),

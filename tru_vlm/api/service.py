@@ -241,8 +241,7 @@ class InferenceService:
         if is_plan:
             self._plans.check()
         else:
-            self.rates.check_room(principal)
-            self._questions.check()
+            self.check_room(principal)
         form = await receive_multipart(
             chunks,
             content_type,
@@ -253,6 +252,15 @@ class InferenceService:
             max_fields=_MAX_FORM_FIELDS,
         )
         return ParsedForm(form.fields, form.files.get("video"))
+
+    def check_room(self, principal: Principal) -> None:
+        """Refuse what :meth:`open` would refuse now, before work is done for it.
+
+        Raises:
+            OverloadedError: too many questions are open, of all or of this one.
+        """
+        self.rates.check_room(principal)
+        self._questions.check()
 
     async def parse_form(self, form: ParsedForm, *, is_plan: bool = False) -> InferenceRequest:
         """Check a form's fields; its file is removed when they are wrong.

@@ -38,7 +38,8 @@ class Health:
     """How the server is.
 
     Attributes:
-        status: "ok"; "degraded" while some workers cannot answer; "unavailable" while none can.
+        status: "ok"; "degraded" while some workers cannot answer; "unavailable" while none can;
+            "draining" when it has been told to stop.
         version: of the server.
         details: all that ``/v1/health/detailed`` tells.
     """

@@ -56,6 +56,7 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded:
         max_context_tokens=settings.max_context_tokens,
         kv_cache_tokens=settings.kv_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        num_speculative_tokens=settings.num_speculative_tokens,
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
         cuda_graphs=settings.cuda_graphs,
@@ -88,6 +89,7 @@ def _create_vllm(settings: Settings, devices: list[str]) -> Engine:
         kv_cache_tokens=settings.kv_cache_tokens,
         # The default is made for the hf engine; vLLM knows what its own kernels like.
         prefill_chunk_tokens=settings.prefill_chunk_tokens if chunk_is_set else None,
+        num_speculative_tokens=settings.num_speculative_tokens or 0,
         prefix_cache=settings.prefix_cache,
         media_cache=settings.feature_cache_bytes > 0,
         cuda_graphs=settings.cuda_graphs,

@@ -119,6 +119,8 @@ class EngineStats:
         num_prompt_tokens, num_generated_tokens: totals so far.
         device_memory_bytes: allocated on the device, or resident on a CPU.
         num_computed_prompt_tokens: prompt tokens that the model was run on, so far.
+        num_draft_tokens, num_accepted_draft_tokens: tokens that were drafted for the model to check, and those among
+            them that the answers went on with; so far.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up in the prefix cache, and found; so far.
         prefix_cache_bytes: of the KV cache's content that can be found.  It gives way to running requests.
         prefix_cache_evictions: blocks that gave way so far.
@@ -136,6 +138,8 @@ class EngineStats:
     num_generated_tokens: int
     device_memory_bytes: int
     num_computed_prompt_tokens: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     prefix_cache_bytes: int = 0

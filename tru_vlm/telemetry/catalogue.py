@@ -157,6 +157,10 @@ COMPUTED_PROMPT_TOKENS = _counter(
     "prompt_tokens_computed", "Prompt tokens that the model was run on; the others were reused.", *WORKER
 )
 GENERATION_TOKENS = _counter("generation_tokens", "Tokens that were generated.", *WORKER)
+DRAFT_TOKENS = _counter("spec_decode_num_draft_tokens", "Tokens that were drafted for the model to check.", *WORKER)
+ACCEPTED_DRAFT_TOKENS = _counter(
+    "spec_decode_num_accepted_tokens", "Draft tokens that the model would have said, and answers went on with.", *WORKER
+)
 KV_CACHE_USAGE = _gauge("kv_cache_usage_perc", "Share of the KV cache that running requests hold; 1 is all.", *WORKER)
 KV_CACHE_TOKENS = _gauge("kv_cache_tokens", "Size of the KV cache, in tokens.", *WORKER)
 DEVICE_MEMORY = _gauge(

@@ -675,7 +675,7 @@ export interface paths {
         };
         /**
          * Health
-         * @description 503 until every model has come up; then 200 while at least one worker can answer.
+         * @description 503 until every model has come up; then 200 while at least one worker can answer, and the server takes work.
          *
          *     A model whose workers are all gone is told of by `/v1/health/detailed`; the others go on.
          */
@@ -697,7 +697,7 @@ export interface paths {
         };
         /**
          * Live
-         * @description Whether the process answers: 200 also while every worker loads its model again.  Needs no key.
+         * @description Whether the process answers: 200 also while every worker loads its model again, or it drains.  Needs no key.
          *
          *     Who gets no answer may restart the server.
          */
@@ -719,11 +719,11 @@ export interface paths {
         };
         /**
          * Ready
-         * @description Whether to send requests here: 503 until every model has come up, and while no worker can answer.
+         * @description Whether to send requests here: 503 until every model has come up, while no worker can answer, and in a drain.
          *
          *     A model has come up when a worker has loaded it and has answered a first question of its own.
          *
-         *     Needs no key.  A server that drains takes no connections any more, so that this fails too.
+         *     Needs no key.  A server that has been told to stop says `draining` from that moment on.
          */
         get: operations["ready_v1_health_ready_get"];
         put?: never;
@@ -778,7 +778,28 @@ export interface paths {
         trace?: never;
     };
 }
-export type webhooks = Record<string, never>;
+export interface webhooks {
+    jobEnded: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * A job has ended
+         * @description Sent to the `webhook.url` of a job, and signed with its `webhook.secret`, as https://www.standardwebhooks.com has it. It may come twice, with the same `webhook-id`.
+         */
+        post: operations["job_ended"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+}
 export interface components {
     schemas: {
         /**
@@ -1020,16 +1041,6 @@ export interface components {
              */
             expires_at: number | null;
             /**
-             * Timeline
-             * @description Of a long video, as far as it has been described; null for batches, and in lists.
-             */
-            timeline?: components["schemas"]["TimelineEntry"][] | null;
-            /**
-             * Answer
-             * @description Of a long video: the answer, once the timeline is complete.
-             */
-            answer?: string | null;
-            /**
              * Results Url
              * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/results
              */
@@ -1039,6 +1050,16 @@ export interface components {
              * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/events
              */
             events_url: string;
+            /**
+             * Timeline
+             * @description Of a long video, as far as it has been described; null for batches, and in lists.
+             */
+            timeline?: components["schemas"]["TimelineEntry"][] | null;
+            /**
+             * Answer
+             * @description Of a long video: the answer, once the timeline is complete.
+             */
+            answer?: string | null;
             /** @description Null where the job has none. */
             webhook?: components["schemas"]["WebhookAnswer"] | null;
         };
@@ -2522,6 +2543,87 @@ export interface components {
             body: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * JobEndedMessage
+         * @description A job has ended, however it did.
+         */
+        JobEndedMessage: {
+            /**
+             * Type
+             * @enum {string}
+             */
+            type: "job.succeeded" | "job.failed" | "job.cancelled";
+            /**
+             * Timestamp
+             * Format: date-time
+             * @description When it ended.
+             * @example 2026-09-21T14:23:20.000Z
+             */
+            timestamp: string;
+            /** @description The job, as small as lists have it: what it found out is to be fetched. */
+            data: components["schemas"]["JobSummary"];
+        };
+        /**
+         * JobSummary
+         * @description A job without what it found out.
+         */
+        JobSummary: {
+            /**
+             * Id
+             * @example job_9f86d081884c7d659a2feaa0c55ad015
+             */
+            id: string;
+            /**
+             * Object
+             * @default job
+             * @constant
+             */
+            object?: "job";
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "batch" | "long_video";
+            /**
+             * Status
+             * @description `succeeded`: every item did. `failed`: at least one did not.
+             * @enum {string}
+             */
+            status: "queued" | "running" | "succeeded" | "failed" | "cancelled";
+            counts: components["schemas"]["JobCounts"];
+            /**
+             * Progress
+             * @description Share of the items that have ended, 0 to 1.
+             * @example 0.42
+             */
+            progress: number;
+            error: components["schemas"]["JobError"] | null;
+            /**
+             * Created At
+             * @description Seconds since 1970.
+             * @example 1790000000
+             */
+            created_at: number;
+            /** Started At */
+            started_at: number | null;
+            /** Ended At */
+            ended_at: number | null;
+            /**
+             * Expires At
+             * @description When it and its results may be removed; null for never, and before its end.
+             */
+            expires_at: number | null;
+            /**
+             * Results Url
+             * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/results
+             */
+            results_url: string;
+            /**
+             * Events Url
+             * @example /v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/events
+             */
+            events_url: string;
         };
         /**
          * JsonSchemaBody
@@ -8606,7 +8708,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. It is `draining` when the server has been told to stop: what runs goes on, and nothing new is taken. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8689,7 +8791,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
             };
-            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. */
+            /** @description No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. It is `draining` when the server has been told to stop: what runs goes on, and nothing new is taken. */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -8782,6 +8884,84 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ErrorBody"];
                 };
+            };
+        };
+    };
+    job_ended: {
+        parameters: {
+            query?: never;
+            header: {
+                /**
+                 * @description The message's, the same at every attempt.
+                 * @example msg_2d9c51a1b6f04a0bb6f1c1f5f2b8a7d3
+                 */
+                "webhook-id": string;
+                /**
+                 * @description When this attempt was made, in seconds since 1970; refuse what is too old.
+                 * @example 1790000600
+                 */
+                "webhook-timestamp": string;
+                /**
+                 * @description `v1,` and, in base64, the HMAC-SHA256 of `{webhook-id}.{webhook-timestamp}.{body}`; its key is what stands behind `whsec_` in the secret, decoded from base64.
+                 * @example v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=
+                 */
+                "webhook-signature": string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "type": "job.succeeded",
+                 *       "timestamp": "2026-09-21T14:23:20.000Z",
+                 *       "data": {
+                 *         "id": "job_9f86d081884c7d659a2feaa0c55ad015",
+                 *         "object": "job",
+                 *         "kind": "batch",
+                 *         "status": "succeeded",
+                 *         "counts": {
+                 *           "total": 100,
+                 *           "succeeded": 100,
+                 *           "failed": 0,
+                 *           "remaining": 0
+                 *         },
+                 *         "progress": 1,
+                 *         "error": null,
+                 *         "created_at": 1790000000,
+                 *         "started_at": 1790000001,
+                 *         "ended_at": 1790000600,
+                 *         "expires_at": 1790605400,
+                 *         "results_url": "/v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/results",
+                 *         "events_url": "/v1/jobs/job_9f86d081884c7d659a2feaa0c55ad015/events"
+                 *       }
+                 *     }
+                 */
+                "application/json": components["schemas"]["JobEndedMessage"];
+            };
+        };
+        responses: {
+            /** @description It is not sent again. */
+            410: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It is taken. */
+            "2XX": {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It is sent again, later; after `Retry-After` seconds at the earliest. Redirects are not followed. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

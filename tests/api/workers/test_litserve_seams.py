@@ -185,5 +185,11 @@ def test_the_port_is_open_before_the_models_are_up() -> None:
     make_server().verify_worker_status()  # does not wait
 
 
+def test_the_port_s_sockets_are_an_argument() -> None:
+    ours, theirs = (inspect.signature(server._start_server).parameters for server in (WorkerServer, litserve.LitServer))
+    assert list(ours)[:5] == ["self", "port", "num_servers", "log_level", "sockets"]
+    assert list(theirs)[:5] == ["self", "port", "num_uvicorn_servers", "log_level", "sockets"]
+
+
 def test_worker_states_are_known() -> None:
     assert {"READY", "ERROR", "STARTING"} <= set(vars(WorkerSetupStatus))

@@ -43,8 +43,8 @@ class TimelineEntry(BaseModel):
     text: str = Field(examples=["A red circle moves left."])
 
 
-class JobAnswer(BaseModel):
-    """A job."""
+class JobSummary(BaseModel):
+    """A job without what it found out."""
 
     id: str = Field(examples=[_JOB_ID])
     object: Literal["job"] = "job"
@@ -59,12 +59,17 @@ class JobAnswer(BaseModel):
     expires_at: int | None = Field(
         description="When it and its results may be removed; null for never, and before its end."
     )
+    results_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/results"])
+    events_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/events"])
+
+
+class JobAnswer(JobSummary):
+    """A job."""
+
     timeline: list[TimelineEntry] | None = Field(
         None, description="Of a long video, as far as it has been described; null for batches, and in lists."
     )
     answer: str | None = Field(None, description="Of a long video: the answer, once the timeline is complete.")
-    results_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/results"])
-    events_url: str = Field(examples=[f"/v1/jobs/{_JOB_ID}/events"])
     webhook: WebhookAnswer | None = Field(None, description="Null where the job has none.")
 
 

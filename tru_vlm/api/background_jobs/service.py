@@ -19,11 +19,12 @@ from tru_vlm.api.background_jobs.bodies import (
 )
 from tru_vlm.api.background_jobs.long_video import answer_of, spans_of, timeline_of
 from tru_vlm.api.background_jobs.openapi import JobAnswer, TimelineEntry
-from tru_vlm.api.background_jobs.webhook_bodies import message_body, webhook_of
+from tru_vlm.api.background_jobs.webhook_bodies import webhook_of
+from tru_vlm.api.background_jobs.webhook_message import message_body
 from tru_vlm.api.background_jobs.work import ServiceWork
 from tru_vlm.api.bodies import media_source, parse_object
 from tru_vlm.api.service import InferenceService
-from tru_vlm.api.stopping import is_stopping
+from tru_vlm.api.stopping import Drain
 from tru_vlm.database import Database
 from tru_vlm.errors import FetchError, InvalidRequestError, UnavailableError
 from tru_vlm.intake.multipart import receive_multipart
@@ -54,11 +55,13 @@ class JobService:
     Args:
         service: answers what jobs ask.
         metrics: where items and deliveries are counted.
+        drain: tells when the server stops, and nothing is begun any more.
     """
 
-    def __init__(self, service: InferenceService, metrics: Metrics) -> None:
+    def __init__(self, service: InferenceService, metrics: Metrics, drain: Drain) -> None:
         settings, folder = service.settings, service.settings.storage_dir / "jobs"
         self._service = service
+        self._drain = drain
         self._database = Database(
             settings.storage_dir / "jobs.sqlite3", tables.MIGRATIONS, is_shared=settings.storage_shared
         )
@@ -74,7 +77,7 @@ class JobService:
             bell=self._bell,
             concurrency=settings.job_concurrency,
             ttl_seconds=settings.job_ttl_seconds,
-            is_stopping=is_stopping,
+            is_stopping=lambda: drain.has_begun,
             count=lambda kind, outcome: metrics.count(catalogue.JOB_ITEMS, kind=kind, outcome=outcome),
         )
         self._webhooks = WebhookStore(self._database)
@@ -242,7 +245,7 @@ class JobService:
         if job is None or job.ended_at is None:
             return None
         answer = job_answer(job, None, ttl_seconds=self._service.settings.job_ttl_seconds)
-        return message_body(answer, status=job.status, ended_at=job.ended_at)
+        return message_body(answer, ended_at=job.ended_at)
 
     async def _keep(self, job_id: str, video_id: str, owner: str, param: str) -> None:
         """Give the job a link of its own to a kept video."""
@@ -285,7 +288,7 @@ class JobService:
 
     async def looks(self) -> AsyncIterator[None]:
         """Now, and whenever something may have happened to a job; ends when the server stops."""
-        while not is_stopping():
+        while not self._drain.has_begun:
             ring = self._bell.next_ring()
             yield
             await wait_for(ring, _LOOK_SECONDS)
@@ -295,7 +298,7 @@ class JobService:
 
         Ends behind the job's last event, when the job is gone, and when the server stops.
         """
-        while not is_stopping():
+        while not self._drain.has_begun:
             ring = self._bell.next_ring()
             page = await self.store.events(job, after=after, limit=_PAGE)
             for event in page:

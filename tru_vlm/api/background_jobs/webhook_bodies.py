@@ -1,9 +1,6 @@
-"""Where a job's end is told: what clients send about it, checked, and what is sent there.  It sends nothing."""
+"""Where a job's end is told: what clients send about it, checked, and what they read of it.  It sends nothing."""
 
 from __future__ import annotations
-
-import json
-from datetime import UTC, datetime
 
 from pydantic import BaseModel, Field, SecretStr
 
@@ -74,22 +71,6 @@ def webhook_answer(state: WebhookState) -> WebhookAnswer:
         status_code=state.status_code,
         error=state.error,
     )
-
-
-def message_body(job: BaseModel, *, status: str, ended_at: float) -> str:
-    """What is sent: the job without what was found out, so it is small.
-
-    Args:
-        job: as clients read it.
-        status: its last one.
-        ended_at: seconds since 1970.
-    """
-    message = {
-        "type": f"job.{status}",
-        "timestamp": datetime.fromtimestamp(ended_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "data": job.model_dump(exclude={"webhook", "timeline", "answer"}),
-    }
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
 
 
 def _whole(seconds: float | None) -> int | None:

@@ -179,11 +179,6 @@ class LibraryService:
             finally:
                 await self._spool.remove(file)
 
-    async def keep(self, file: SpooledFile, *, owner: str, param: str = "video") -> tuple[Video, bool]:
-        """Keep a file that has arrived, which stays the caller's.  Raises as :meth:`receive`."""
-        with self._place():
-            return await self._keep(file, None, owner=owner, param=param)
-
     async def finish(self, upload: Upload) -> Upload:
         """Make a kept video of an upload, if it is complete and is none yet.
 

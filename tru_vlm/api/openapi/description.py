@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -207,12 +207,15 @@ PLAN_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
+def install_openapi(
+    app: FastAPI, more: Sequence[type[BaseModel]] = (), webhooks: Mapping[str, Any] | None = None
+) -> None:
     """Describe ``app``; the bodies that its routes read by themselves are added to FastAPI's own schema.
 
     Args:
         app: all routes.
         more: bodies beside those of the native routes.
+        webhooks: what the server itself sends, by name.
     """
     bodies: list[type[BaseModel]] = [UrlRequestBody, UploadRequestBody, UrlPlanBody, UploadPlanBody, *more]
     _, own = models_json_schema([(body, "validation") for body in bodies], ref_template=_REF)
@@ -235,6 +238,7 @@ def install_openapi(app: FastAPI, more: Sequence[type[BaseModel]] = ()) -> None:
             )
             schema["components"]["schemas"].update(components)
             complete(schema, app.routes)
+            schema["webhooks"] = dict(webhooks or {})
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tru_vlm.api import schemas
 from tru_vlm.api.bodies import VideoParamsBody, validate
 from tru_vlm.api.kept_videos.library_service import LibraryService
 from tru_vlm.api.page.library import ShownVideo, show_video
-from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stored_chats.bodies import TurnBody
 from tru_vlm.api.stored_chats.recorded_stream import RecordedStream
 from tru_vlm.api.stored_chats.turns import Chats
@@ -39,25 +40,21 @@ class ShownChat:
     turns: list[Turn]
 
 
-async def start_turn(service: InferenceService, chats: Chats, form: ParsedForm, principal: Principal) -> StartedTurn:
+async def start_turn(
+    service: InferenceService, chats: Chats, fields: Mapping[str, str], principal: Principal
+) -> StartedTurn:
     """Ask a form's question, as the next turn of its ``chat``, or as the first of a new one about its video.
 
-    The form's file is kept, or removed.
-
     Raises:
-        TruError: the form cannot be accepted; no new chat is left.
+        TruError: the form cannot be accepted, or the server is full; no new chat is left.
     """
     owner = principal.tenant
-    fields = dict(form.fields)
-    chat_id = fields.pop("chat", "")
-    try:
-        body = schemas.form_body(fields, form.video)
-        schemas.build_request(body, service.settings, form.video)
-        if not chat_id:
-            chat = await chats.create(owner, [await keep_video(service, body, form, owner)], None)
-    finally:
-        if form.video is not None:
-            await service.discard(form.video)
+    chat_id = fields.get("chat", "")
+    body = schemas.form_body({name: value for name, value in fields.items() if name != "chat"}, None)
+    schemas.build_request(body, service.settings)
+    service.check_room(principal)  # before a video is fetched for nothing
+    if not chat_id:
+        chat = await chats.create(owner, [await keep_video(service, body, owner)], None)
     turn = TurnBody(
         prompt=body.prompt,
         video_params=body.video_params,
@@ -113,12 +110,13 @@ async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_
         return dataclasses.replace(lease.info, notes=tuple(found["video"].get("notes", ())), frames_url=url)
 
 
-async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str) -> str:
-    """The id of the form's video, which is kept now."""
-    if form.video is not None:
-        video, _ = await service.library.keep(form.video, owner=owner)
-    elif body.video_url is not None:
-        video, _ = await service.library.fetch(body.video_url, None, owner=owner)
-    else:
+async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, owner: str) -> str:
+    """The id of a body's video, which is kept now.
+
+    Raises:
+        TruError: what its address leads to cannot be had, or kept.
+    """
+    if body.video_url is None:
         return str(body.video_id)
+    video, _ = await service.library.fetch(body.video_url, None, owner=owner)
     return video.content.sha256

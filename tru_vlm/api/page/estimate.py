@@ -9,7 +9,9 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
+from tru_vlm.api import schemas
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
+from tru_vlm.api.page.form import page_fields
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import TruError
@@ -27,10 +29,9 @@ def add_estimate(
     async def estimate(request: Request) -> Response:
         """The plan of the form's question, as a line; what would be refused is said in it, not answered as an error."""
         principal = principal_of(request)
-        content_type = request.headers.get("content-type", "")
         try:
-            form = await service.receive_form(request.stream(), content_type, principal, is_plan=True)
-            plan = await service.plan(await service.parse_form(form, is_plan=True), principal)
+            fields = await page_fields(service, request)
+            plan = await service.plan(schemas.parse_form(fields, None, service.settings, is_plan=True), principal)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except TruError as error:

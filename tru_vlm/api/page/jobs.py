@@ -23,11 +23,12 @@ from tru_vlm.api.error_response import note_error
 from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
 from tru_vlm.api.page.chats import find_video, keep_video
 from tru_vlm.api.page.events import sse_event
+from tru_vlm.api.page.form import page_fields
 from tru_vlm.api.page.library import ShownVideo
 from tru_vlm.api.request_body import owner_of
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
-from tru_vlm.api.service import InferenceService, ParsedForm
+from tru_vlm.api.service import InferenceService
 from tru_vlm.errors import InvalidRequestError, NotFoundError, TruError
 from tru_vlm.jobs.tables import Job, Question
 
@@ -197,36 +198,30 @@ async def _submit(service: InferenceService, jobs: JobService, request: Request)
         ClientDisconnect: the browser leaves while it sends.
     """
     principal = principal_of(request)
-    form = await service.receive_form(request.stream(), request.headers.get("content-type", ""), principal)
-    try:
-        fields = {name: value for name, value in form.fields.items() if name not in _FIELDS}
-        asked = [line.strip() for line in form.fields.get("questions", "").splitlines() if line.strip()]
-        is_batch = form.fields.get("kind") == "batch"
-        if is_batch and not asked:
-            raise InvalidRequestError("Write at least one question, each on a line of its own.", param="questions")
-        if is_batch:
-            fields["prompt"] = asked[0]
-        body = schemas.form_body(fields, form.video)
-        schemas.build_request(body, service.settings, form.video)
-        common = await _common(service, body, form, principal.tenant)
-    finally:
-        if form.video is not None:
-            await service.discard(form.video)
-    values: dict[str, Any] = {"kind": "long_video", "span_seconds": _number(form.fields.get("span_seconds", ""))}
+    form = await page_fields(service, request)
+    fields = {name: value for name, value in form.items() if name not in _FIELDS}
+    asked = [line.strip() for line in form.get("questions", "").splitlines() if line.strip()]
+    is_batch = form.get("kind") == "batch"
+    if is_batch and not asked:
+        raise InvalidRequestError("Write at least one question, each on a line of its own.", param="questions")
+    if is_batch:
+        fields["prompt"] = asked[0]
+    body = schemas.form_body(fields, None)
+    schemas.build_request(body, service.settings)
+    common = await _common(service, body, principal.tenant)
+    values: dict[str, Any] = {"kind": "long_video", "span_seconds": _number(form.get("span_seconds", ""))}
     values |= {"prompt": body.prompt, **common}
     if is_batch:
         values = {"items": [{"prompt": question, **common} for question in asked]}
     return await jobs.submit(json.dumps(values).encode(), owner=principal.tenant)
 
 
-async def _common(
-    service: InferenceService, body: schemas.UrlRequestBody, form: ParsedForm, owner: str
-) -> dict[str, Any]:
+async def _common(service: InferenceService, body: schemas.UrlRequestBody, owner: str) -> dict[str, Any]:
     """What all questions of a job have in common."""
     given = body.model_dump(
         mode="json", exclude_unset=True, exclude_none=True, include={"video_params", "generation_params", "model"}
     )
-    return {**given, "video_id": await keep_video(service, body, form, owner)}
+    return {**given, "video_id": await keep_video(service, body, owner)}
 
 
 def _number(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,15 +10,14 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.status import HTTP_303_SEE_OTHER
 
 from tru_vlm.api.keys import Keyring
+from tru_vlm.api.page.form_fields import read_fields
 from tru_vlm.api.page.html import PageRenderer
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import MAX_KEY_CHARACTERS
 from tru_vlm.api.security.sessions import Sessions
-from tru_vlm.errors import InvalidRequestError, PayloadTooLargeError
 
 _MAX_FORM_BYTES = 4096
 _MAX_FORM_FIELDS = 8
-_FORM = "application/x-www-form-urlencoded"
 
 
 def build_router(keyring: Keyring, sessions: Sessions, renderer: PageRenderer) -> APIRouter:
@@ -37,7 +35,8 @@ def build_router(keyring: Keyring, sessions: Sessions, renderer: PageRenderer) -
     @router.post("/login")
     async def login(request: Request) -> Response:
         """Take a key; the browser gets a session, never the key back."""
-        key = await _field(request, "key")
+        fields = await read_fields(request, max_bytes=_MAX_FORM_BYTES, max_fields=_MAX_FORM_FIELDS)
+        key = fields.get("key", "")
         entry = keyring.find(key.strip()) if len(key) <= MAX_KEY_CHARACTERS else None
         if entry is None:
             return page("The server does not know this key. Was all of it copied?", HTTPStatus.UNAUTHORIZED)
@@ -53,24 +52,3 @@ def build_router(keyring: Keyring, sessions: Sessions, renderer: PageRenderer) -
         return response
 
     return router
-
-
-async def _field(request: Request, name: str) -> str:
-    """A field of a small form; empty if it is not there.
-
-    Raises:
-        TruError: if the body is no such form.
-    """
-    if not request.headers.get("content-type", "").startswith(_FORM):
-        raise InvalidRequestError(f"This route accepts {_FORM}.", code="unsupported_content_type")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            raise PayloadTooLargeError(f"The form is larger than {_MAX_FORM_BYTES} bytes.")
-    try:
-        pairs = parse_qs(body.decode("utf-8", "replace"), max_num_fields=_MAX_FORM_FIELDS)
-    except ValueError:
-        text = f"The form has more than {_MAX_FORM_FIELDS} fields."
-        raise InvalidRequestError(text, code="too_many_fields") from None
-    return pairs.get(name, [""])[0]

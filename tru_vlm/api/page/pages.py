@@ -31,6 +31,7 @@ from tru_vlm.api.page.chats import (
 )
 from tru_vlm.api.page.estimate import add_estimate
 from tru_vlm.api.page.events import sse_event
+from tru_vlm.api.page.form import page_fields
 from tru_vlm.api.page.html import AnswerEvents, PageRenderer, form_field, load_samples, page_context
 from tru_vlm.api.page.jobs import JobPages, ShownJob, add_job_routes, show_job
 from tru_vlm.api.page.library import ShownVideo, add_library, show_library
@@ -198,19 +199,19 @@ def _add_history(router: APIRouter, chats: Chats, library: LibraryService, rende
 async def _start(
     service: InferenceService, chats: Chats, unclaimed: UnclaimedAnswers, request: Request
 ) -> tuple[str, StartedTurn, StartedAnswer]:
-    """Receive the form and start its question; returns the question's words, its turn and the running answer.
+    """Read the form and start its question; returns the question's words, its turn and the running answer.
 
     Raises:
         TruError: if the form cannot be accepted.
         ClientDisconnect: if the browser leaves while it sends.
     """
     principal = principal_of(request)
-    form = await service.receive_form(request.stream(), request.headers.get("content-type", ""), principal)
-    unclaimed.drop(form.fields.get("chat", ""), principal.tenant)
-    turn = await start_turn(service, chats, form, principal)
+    fields = await page_fields(service, request)
+    unclaimed.drop(fields.get("chat", ""), principal.tenant)
+    turn = await start_turn(service, chats, fields, principal)
     try:
         first = await _early_events(turn.stream)
-        return form.fields["prompt"], turn, StartedAnswer(turn.stream, first, principal.tenant, turn.chat.id)
+        return fields["prompt"], turn, StartedAnswer(turn.stream, first, principal.tenant, turn.chat.id)
     except BaseException:
         await turn.stream.aclose()
         raise

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import tru_vlm
 from tru_vlm.api.background_jobs.service import JobService
-from tru_vlm.api.pipeline.models import Model
+from tru_vlm.api.pipeline.models import Model, Models
 from tru_vlm.api.readings import Readings
 from tru_vlm.api.service import InferenceService
+from tru_vlm.api.stopping import Drain
 from tru_vlm.api.workers.affinity import AffinityStats
 from tru_vlm.api.workers.pool import WorkerState
 from tru_vlm.api.workers.start_progress import StartProgress
@@ -24,7 +25,8 @@ _UP = {"content": {"application/json": {"example": {"status": "ok"}}}}
 _DOWN = {
     "description": (
         "No worker can answer yet, or any more. `status` is `starting`, `loading` or `warming_up`, of the model that "
-        "is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known."
+        "is behind the others; `weights_loaded` is the share of its weights that has been read, where that is known. "
+        "It is `draining` when the server has been told to stop: what runs goes on, and nothing new is taken."
     ),
     "content": {"application/json": {"example": {"status": "loading", "weights_loaded": 0.42}}},
 }
@@ -32,24 +34,22 @@ _READY: dict[int | str, dict[str, Any]] = {200: _UP, 503: _DOWN}
 _LIVE: dict[int | str, dict[str, Any]] = {200: _UP}
 
 
-def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
+def build_router(service: InferenceService, jobs: JobService, drain: Drain) -> APIRouter:
     """The health routes over ``service``."""
     router = APIRouter(tags=["health"])
 
     def status() -> str:
-        if not all(model.workers.has_met for model in service.models):
-            return "unavailable"  # still starting
-        return _status([state for model in service.models for state in model.workers.states()])
+        return "draining" if drain.has_begun else _overall(service.models)
 
     def readiness() -> Response:
         now = status()
-        if now != "unavailable":
-            return JSONResponse({"status": now})
-        return JSONResponse(_start(service.models), 503)
+        if now == "unavailable":
+            return JSONResponse(_start(service.models), 503)
+        return JSONResponse({"status": now}, 503 if now == "draining" else 200)
 
     @router.get("/v1/health", responses=_READY)
     async def health() -> Response:
-        """503 until every model has come up; then 200 while at least one worker can answer.
+        """503 until every model has come up; then 200 while at least one worker can answer, and the server takes work.
 
         A model whose workers are all gone is told of by `/v1/health/detailed`; the others go on.
         """
@@ -57,7 +57,7 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
 
     @router.get("/v1/health/live", responses=_LIVE)
     async def live() -> Response:
-        """Whether the process answers: 200 also while every worker loads its model again.  Needs no key.
+        """Whether the process answers: 200 also while every worker loads its model again, or it drains.  Needs no key.
 
         Who gets no answer may restart the server.
         """
@@ -65,18 +65,18 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
 
     @router.get("/v1/health/ready", responses=_READY)
     async def ready() -> Response:
-        """Whether to send requests here: 503 until every model has come up, and while no worker can answer.
+        """Whether to send requests here: 503 until every model has come up, while no worker can answer, and in a drain.
 
         A model has come up when a worker has loaded it and has answered a first question of its own.
 
-        Needs no key.  A server that drains takes no connections any more, so that this fails too.
+        Needs no key.  A server that has been told to stop says `draining` from that moment on.
         """
         return readiness()
 
     @router.get("/health", include_in_schema=False)
     async def litserve_health() -> Response:
         """Where LitServe's own tools look."""
-        is_up = status() != "unavailable"
+        is_up = status() not in {"unavailable", "draining"}
         return PlainTextResponse("ok" if is_up else "not ready", 200 if is_up else 503)
 
     @router.get("/v1/health/detailed", responses={200: {"description": "Model, workers, queue, decoders, limits."}})
@@ -115,6 +115,12 @@ def build_router(service: InferenceService, jobs: JobService) -> APIRouter:
         }
 
     return router
+
+
+def _overall(models: Models) -> str:
+    if not all(model.workers.has_met for model in models):
+        return "unavailable"  # still starting
+    return _status([state for model in models for state in model.workers.states()])
 
 
 def _status(states: Sequence[WorkerState]) -> str:

@@ -1,6 +1,7 @@
 """The door itself: every request and WebSocket passes its checks, in one order, before any route sees it.
 
-Host, origin, who it is, how often: each refusal is the one error shape, and nothing of a body has been read by then.
+Host, origin, who it is, whether the server stops, how often: each refusal is the one error shape, and nothing of a body
+has been read by then.
 Routes find who asks with :func:`~tru_vlm.api.security.identity.principal_of`.
 """
 
@@ -18,6 +19,7 @@ from tru_vlm.api.security.identity import Identifier, Identity
 from tru_vlm.api.security.origins import SAFE_METHODS, OriginCheck
 from tru_vlm.api.security.rate_limits import Allowance, RateCounter
 from tru_vlm.api.security.slow_bodies import watch_body
+from tru_vlm.api.stopping import Drain
 from tru_vlm.errors import AuthenticationError, TruError
 from tru_vlm.telemetry.exchange import current_exchange
 
@@ -32,6 +34,9 @@ _SEE_OTHER = 303
 _COUNTED = frozenset({"POST", "PUT", "DELETE"})
 """What counts as a request; the pieces of an upload (PATCH) and the frames of an answer (GET) do not."""
 
+_WORK = frozenset({"POST", "PUT", "PATCH"})
+"""What a server that stops refuses; reading and deleting go on."""
+
 
 class Door:
     """ASGI middleware.
@@ -41,6 +46,7 @@ class Door:
         origins: hosts and origins that are accepted.
         identifier: tells who asks.
         rates: counts requests.
+        drain: tells when the server stops.
         idle_seconds: longest wait for the next bytes of a body.
         max_body_bytes: largest body that any route takes.
     """
@@ -52,6 +58,7 @@ class Door:
         origins: OriginCheck,
         identifier: Identifier,
         rates: RateCounter,
+        drain: Drain,
         idle_seconds: float,
         max_body_bytes: int,
     ) -> None:
@@ -59,6 +66,7 @@ class Door:
         self._origins = origins
         self._identifier = identifier
         self._rates = rates
+        self._drain = drain
         self._idle_seconds = idle_seconds
         self._max_body_bytes = max_body_bytes
 
@@ -97,6 +105,8 @@ class Door:
         if not is_safe and identity.by_cookie:
             self._origins.check_origin(connection, is_required=True)
         scope.setdefault("state", {})["principal"] = identity.principal
+        if is_socket or scope["method"] in _WORK:
+            self._drain.check_open()
         if is_socket or scope["method"] not in _COUNTED:  # a socket's requests are counted one by one
             return None
         try:

@@ -16,6 +16,7 @@ from tru_vlm.api.security.lingering import LingeringClose
 from tru_vlm.api.security.origins import LOOPBACK_HOSTS, OriginCheck
 from tru_vlm.api.security.rate_limits import RateCounter
 from tru_vlm.api.security.sessions import Sessions
+from tru_vlm.api.stopping import Drain
 from tru_vlm.principal import RateLimits
 from tru_vlm.settings import Settings, split_list
 
@@ -56,7 +57,7 @@ def http_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def install_door(app: FastAPI, settings: Settings, keyring: Keyring, rates: RateCounter) -> Sessions:
+def install_door(app: FastAPI, settings: Settings, keyring: Keyring, rates: RateCounter, drain: Drain) -> Sessions:
     """Add the middleware; returns what signs browsers in."""
     hosts = split_list(settings.allowed_hosts) or (LOOPBACK_HOSTS if settings.host == LOOPBACK else ("*",))
     origins = split_list(settings.allowed_origins)
@@ -67,6 +68,7 @@ def install_door(app: FastAPI, settings: Settings, keyring: Keyring, rates: Rate
         origins=OriginCheck(hosts=hosts, origins=origins),
         identifier=Identifier(keyring, sessions, rate_limits(settings)),
         rates=rates,
+        drain=drain,
         idle_seconds=settings.client_timeout_seconds,
         max_body_bytes=max(settings.max_json_bytes, settings.max_upload_bytes + _FORM_OVERHEAD_BYTES),
     )

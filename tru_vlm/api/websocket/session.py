@@ -17,6 +17,7 @@ from tru_vlm.api.event_stream import first_of
 from tru_vlm.api.routing_key import with_routing_key
 from tru_vlm.api.security.identity import principal_of
 from tru_vlm.api.service import InferenceService, RequestStream
+from tru_vlm.api.stopping import draining_error
 from tru_vlm.api.websocket.messages import (
     SocketCancelBody,
     SocketRequestFields,
@@ -25,7 +26,7 @@ from tru_vlm.api.websocket.messages import (
     parse_message,
     parse_question,
 )
-from tru_vlm.errors import InternalError, InvalidRequestError, OverloadedError, TruError, UnavailableError
+from tru_vlm.errors import InternalError, InvalidRequestError, OverloadedError, TruError
 from tru_vlm.telemetry.exchange import on_behalf_of
 from tru_vlm.types import DoneEvent, ErrorEvent, Origin
 
@@ -138,7 +139,7 @@ class SocketSession:
             TruError: it is not taken.
         """
         if self._drains.is_set():
-            raise UnavailableError("The server stops.", code="draining", retry_after_seconds=_RETRY_AFTER_SECONDS)
+            raise draining_error()
         most = self._service.settings.max_socket_requests
         if len(self._answers) >= most:
             raise OverloadedError(

@@ -9,6 +9,8 @@ COUNTED = (
     "num_prompt_tokens",
     "num_computed_prompt_tokens",
     "num_generated_tokens",
+    "num_draft_tokens",
+    "num_accepted_draft_tokens",
     "prefix_cache_queries",
     "prefix_cache_hits",
     "prefix_cache_evictions",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +126,9 @@ class WorkerServer(litserve.LitServer):
         self._main_pid = os.getpid()  # this object is built in the main process and copied into the others
         self.monitor_internal = _MONITOR_SECONDS
         self._refusal = multiprocessing.get_context("fork").SimpleQueue()
+        self._num_signals = 0
+        self._is_hurried = multiprocessing.get_context("fork").RawValue(ctypes.c_bool, False)
+        self._sockets: list[socket.socket] = []
         self._drop_own_routes()
 
     def worker_devices(self) -> dict[str, list[list[str]]]:
@@ -180,7 +185,9 @@ class WorkerServer(litserve.LitServer):
         on_started: Callable[[], None],
         uvicorn_options: dict[str, Any],
     ) -> None:
-        """Run until SIGTERM or SIGINT, then drain: stop accepting, let running answers end, and stop the workers.
+        """Run until SIGTERM or SIGINT, then drain: take nothing new, let running answers end, and stop the workers.
+
+        A second signal cuts running answers short.
 
         ``on_started`` is called once the HTTP process has been forked (no thread of ours may run before that);
         ``uvicorn_options`` are further arguments of ``uvicorn.Config``.
@@ -217,8 +224,11 @@ class WorkerServer(litserve.LitServer):
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _start_server(self, *args: Any, **kwargs: Any) -> Any:
-        servers = super()._start_server(*args, **kwargs)
+    def _start_server(
+        self, port: int, num_servers: int, log_level: str, sockets: list[socket.socket], *args: Any, **kwargs: Any
+    ) -> Any:
+        servers = super()._start_server(port, num_servers, log_level, sockets, *args, **kwargs)
+        self._sockets = sockets
         # LitServe has one number for both: how long uvicorn drains, and when its process is killed.  It must have time
         # after the drain to tell those whose answers are cut short.
         self.uvicorn_graceful_timeout += FAREWELL_SECONDS
@@ -229,6 +239,10 @@ class WorkerServer(litserve.LitServer):
         # LitServe's own ends the workers one after the other and gives each 5 s, in which vLLM does not end.
         self._transport.close(send_sentinel=shutdown_reason != "keyboard_interrupt")
         end_processes(list(uvicorn_workers.values()), self.uvicorn_graceful_timeout)
+        # This process and the manager's hold the port, too: who connects while workers end would wait for them.
+        for listening in self._sockets:
+            with contextlib.suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
         end_processes(self.inference_workers, WORKER_SECONDS)
         manager.shutdown()
 
@@ -239,6 +253,9 @@ class WorkerServer(litserve.LitServer):
         def on_signal(_signum: int, _frame: FrameType | None) -> None:
             if self._shutdown_event is None:
                 raise KeyboardInterrupt
+            self._num_signals += 1
+            if self._num_signals > 1:
+                self._is_hurried.value = True
             # Not from this thread: it waits on the same manager connection, which is one per thread.
             threading.Thread(target=self._shutdown_event.set, daemon=True).start()
 
@@ -248,6 +265,10 @@ class WorkerServer(litserve.LitServer):
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
+
+    def is_hurried(self) -> bool:
+        """In any process: whether the server has been told to stop more than once."""
+        return bool(self._is_hurried.value)
 
     def _stop_processes(self) -> None:
         end_processes(self.inference_workers, WORKER_SECONDS)

@@ -28,6 +28,7 @@ class EngineConfig:
         prefix_cache: keep the KV cache's content of finished requests, and share it between requests that begin alike.
         feature_cache_bytes: most bytes of vision features that are kept on the device; 0 keeps none.
         cuda_graphs: replay decode steps as CUDA graphs.
+        num_speculative_tokens: most tokens of an answer that are drafted for one step to check; None chooses by device.
         batched_decode: attend to all decoding rows at once; None does so on CUDA.
     """
 
@@ -44,4 +45,5 @@ class EngineConfig:
     prefix_cache: bool = True
     feature_cache_bytes: int = 256 << 20
     cuda_graphs: bool = True
+    num_speculative_tokens: int | None = None
     batched_decode: bool | None = None

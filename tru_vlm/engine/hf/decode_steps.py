@@ -26,7 +26,7 @@ _WARM_UP_RUNS = 2
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """One sequence's newest token.
+    """One sequence's newest token, or one of the draft behind it; a draft's tokens stand in the same step, in order.
 
     Attributes:
         token_id: the token.
@@ -62,10 +62,10 @@ Forward = Callable[[StepInput], torch.Tensor]
 """Logits (B, vocabulary) of a step."""
 
 
-def step_sizes(max_batch_size: int) -> list[int]:
-    """Numbers of rows that steps are run with: 1, 2, 4, then every eighth, and the largest batch."""
-    sizes = {1, 2, 4, *range(8, max_batch_size, 8), max_batch_size}
-    return sorted(size for size in sizes if size <= max_batch_size)
+def step_sizes(max_step_tokens: int) -> list[int]:
+    """Numbers of rows that steps are run with: 1, 2, 4, then every eighth, and the most."""
+    sizes = {1, 2, 4, *range(8, max_step_tokens, 8), max_step_tokens}
+    return sorted(size for size in sizes if size <= max_step_tokens)
 
 
 class DecodeSteps:
@@ -73,7 +73,7 @@ class DecodeSteps:
 
     Args:
         forward: the model on a step.
-        max_batch_size: most rows.
+        max_step_tokens: most rows.
         max_blocks: most blocks of one sequence.
         block_tokens: tokens in a block.
         spare_block: a block of the cache that belongs to no sequence.
@@ -85,25 +85,25 @@ class DecodeSteps:
         self,
         forward: Forward,
         *,
-        max_batch_size: int,
+        max_step_tokens: int,
         max_blocks: int,
         block_tokens: int,
         spare_block: int,
         num_kv_heads: int,
         device: str,
     ) -> None:
-        self.sizes = step_sizes(max_batch_size)
+        self.sizes = step_sizes(max_step_tokens)
         self._forward = forward
         self._block_tokens = block_tokens
         self._spare_block = spare_block
         self._splits = {size: num_splits_for(size, num_kv_heads, device) for size in self.sizes}
         pins = torch.device(device).type == "cuda"  # copies from pinned memory do not stop the host
         # Rows of the numbers: token, position three times, slot, length.
-        self._host = torch.zeros((6, max_batch_size), dtype=torch.int64, pin_memory=pins)
-        self._host_tables = torch.zeros((max_batch_size, max_blocks), dtype=torch.int32, pin_memory=pins)
+        self._host = torch.zeros((6, max_step_tokens), dtype=torch.int64, pin_memory=pins)
+        self._host_tables = torch.zeros((max_step_tokens, max_blocks), dtype=torch.int32, pin_memory=pins)
         self._numbers = torch.zeros_like(self._host, device=device)
         self._tables = torch.zeros_like(self._host_tables, device=device)
-        self._written: list[BlockTable | object | None] = [object()] * max_batch_size  # nothing yet
+        self._written: list[BlockTable | object | None] = [object()] * max_step_tokens  # nothing yet
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
 
     @torch.inference_mode()

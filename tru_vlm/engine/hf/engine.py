@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -48,6 +49,10 @@ from tru_vlm.types import FinishReason
 
 log = logging.getLogger(__name__)
 
+CPU_NUM_SPECULATIVE_TOKENS = 5
+"""Measured there only: on a card every shape of a step is a graph of its own."""
+
+Sampled = int | SamplingError | InvalidRequestError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -98,7 +103,7 @@ class HfEngine:
         self._rows: dict[str, Row] = {}
         self._pending: list[EngineEvent] = []
         self._num_steps = self._num_prompt_tokens = self._num_generated_tokens = 0
-        self._num_computed_prompt_tokens = 0
+        self._num_computed_prompt_tokens = self._num_draft_tokens = self._num_accepted_draft_tokens = 0
 
     @classmethod
     def load(cls, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> HfEngine:
@@ -155,6 +160,7 @@ class HfEngine:
                 vocabulary=self._vocabulary,
                 device=self._config.device,
                 shared_block_tokens=self._config.block_tokens if self._config.prefix_cache else None,
+                max_draft_tokens=_max_draft_tokens(self._config),
             )
         except TruError:
             raise
@@ -187,6 +193,8 @@ class HfEngine:
         events, self._pending = self._pending, []
         self._admit()
         self._encode(events)
+        for sequence in self._scheduler.decoding():
+            self._rows[sequence.id].look_ahead()
         chunks = self._scheduler.next_step()
         if chunks:
             self._num_steps += 1
@@ -205,6 +213,8 @@ class HfEngine:
             num_generated_tokens=self._num_generated_tokens,
             device_memory_bytes=used_memory_bytes(self._config.device),
             num_computed_prompt_tokens=self._num_computed_prompt_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_draft_tokens=self._num_accepted_draft_tokens,
             prefix_cache_queries=self._scheduler.num_prefix_queries,
             prefix_cache_hits=self._scheduler.num_prefix_hits,
             prefix_cache_bytes=self._blocks.num_cached_blocks * self._block_bytes,
@@ -254,22 +264,20 @@ class HfEngine:
             if isinstance(result, Exception):
                 events.append(self._fail(row, result))
                 continue
-            self._scheduler.commit(chunk)
-            if chunk.start < row.prompt.num_tokens:
-                row.visual.advance_to(chunk.start + chunk.num_tokens)
-                self._num_computed_prompt_tokens += chunk.num_tokens
-            if result is not None:
-                self._accept(row, result, events)
+            self._go_on(row, chunk, result, events)
 
-    def _compute(self, chunks: list[Chunk]) -> list[int | SamplingError | InvalidRequestError | None]:
-        """The next token of each chunk's row; None where the prompt goes on."""
+    def _compute(self, chunks: list[Chunk]) -> list[list[Sampled]]:
+        """What was sampled for each chunk's row: a token behind its newest one and behind each of its draft's; nothing
+        where the prompt goes on.
+        """
         rows = [self._rows[chunk.sequence.id] for chunk in chunks]
-        logits = self._runner.run([row.model_input(chunk) for row, chunk in zip(rows, chunks, strict=True)])
+        inputs = [row.model_input(chunk) for row, chunk in zip(rows, chunks, strict=True)]
+        logits = self._runner.run(inputs)
         if logits is None:
-            return [None] * len(chunks)
-        samplers = [row.sampler for row, chunk in zip(rows, chunks, strict=True) if chunk.samples]
+            return [[] for _ in chunks]
+        samplers = [row.sampler for row, given in zip(rows, inputs, strict=True) for _ in range(given.num_logits)]
         tokens = iter(sample(logits, samplers))
-        return [next(tokens) if chunk.samples else None for chunk in chunks]
+        return [[*itertools.islice(tokens, given.num_logits)] for given in inputs]
 
     def _isolated(self, items: list[Item], run: Callable[[list[Item]], list[Result]]) -> list[Result | Exception]:
         """Run all items at once; if that fails, one by one, so that only the offender has the error."""
@@ -281,16 +289,47 @@ class HfEngine:
         _release_memory(self._config.device)  # here the error, and with it what it kept alive, is gone
         return [result for item in items for result in self._isolated([item], run)]
 
-    def _accept(self, row: Row, token: int, events: list[EngineEvent]) -> None:
-        """A row's answer goes on with a token, and may end with it."""
-        params = row.request.generation
+    def _go_on(self, row: Row, chunk: Chunk, sampled: list[Sampled], events: list[EngineEvent]) -> None:
+        """A row's prompt or answer goes on with a chunk and what was sampled behind it; the answer may end."""
+        if chunk.start < row.prompt.num_tokens:
+            row.visual.advance_to(chunk.start + chunk.num_tokens)
+            self._num_computed_prompt_tokens += chunk.num_tokens
+            num_right = 0
+        else:
+            num_right = row.check_draft(sampled)
+        text, num_tokens, reason = "", 0, None
         try:
-            ends = token in self._profile.eos_token_ids and not params.ignore_eos
-            text = "" if ends else row.text.add(token)
-            row.sampler.accept(token)
+            for token in sampled[: num_right + 1]:
+                more, reason = self._accept(row, token)
+                text += more
+                num_tokens += 1
+                if reason:
+                    break
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's
             events.append(self._fail(row, error))
             return
+        # Each accepted token but the last was the draft's, so its keys and values are in the cache as well.
+        self._scheduler.commit(chunk, chunk.num_tokens - len(row.draft) + max(0, num_tokens - 1))
+        self._num_draft_tokens += len(row.draft)
+        self._num_accepted_draft_tokens += min(num_right, num_tokens)
+        if num_tokens:
+            events.append(TokenEvent(row.request.id, text, num_tokens))
+        if reason:
+            events.append(self._finish(row, reason))
+
+    def _accept(self, row: Row, token: Sampled) -> tuple[str, FinishReason | None]:
+        """The answer goes on with a token: text that has become certain, and why the answer ends, if it does.
+
+        Raises:
+            SamplingError: if there is no token.
+            InvalidRequestError: if the row's grammar cannot be followed.
+        """
+        if isinstance(token, Exception):
+            raise token
+        params = row.request.generation
+        ends = token in self._profile.eos_token_ids and not params.ignore_eos
+        text = "" if ends else row.text.add(token)
+        row.sampler.accept(token)
         row.add_token(token)
         self._num_generated_tokens += 1
         if row.clock.first_token is None:
@@ -300,9 +339,7 @@ class HfEngine:
             reason = "stop"
         elif row.num_generated >= params.max_tokens:
             reason = "length"
-        events.append(TokenEvent(row.request.id, text + row.text.flush() if reason else text, 1))
-        if reason:
-            events.append(self._finish(row, reason))
+        return text + row.text.flush() if reason else text, reason
 
     def _finish(self, row: Row, reason: FinishReason) -> FinishEvent:
         del self._rows[row.request.id]
@@ -359,6 +396,12 @@ def _block_manager(model: Any, profile: ModelProfile, config: EngineConfig) -> B
     return BlockManager(tokens // config.block_tokens, config.block_tokens)
 
 
+def _max_draft_tokens(config: EngineConfig) -> int:
+    if config.num_speculative_tokens is not None:
+        return config.num_speculative_tokens
+    return 0 if torch.device(config.device).type == "cuda" else CPU_NUM_SPECULATIVE_TOKENS
+
+
 def _prepare_decoding(
     runner: ModelRunner, model: Any, config: EngineConfig, *, blocks: BlockManager, context_tokens: int
 ) -> str:
@@ -367,7 +410,9 @@ def _prepare_decoding(
     if not (is_cuda if config.batched_decode is None else config.batched_decode):
         return "row by row, which is fastest on this device" if not is_cuda else "row by row, as configured"
     steps = runner.decode_in_batches(
-        max_batch_size=config.max_batch_size, max_sequence_tokens=context_tokens, spare_block=blocks.num_blocks
+        max_step_tokens=config.max_batch_size * (1 + _max_draft_tokens(config)),
+        max_sequence_tokens=context_tokens,
+        spare_block=blocks.num_blocks,
     )
     if not is_cuda:
         return "all rows at once"

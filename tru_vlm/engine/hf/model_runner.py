@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from tru_vlm.engine.hf.attention import AttentionKernel, AttentionPlan, Attentio
 from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
 from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
-from tru_vlm.engine.hf.shared_prefix import GroupFinder, GroupLayout
+from tru_vlm.engine.hf.shared_prefix import GroupFinder, GroupLayout, GroupRow
 from tru_vlm.engine.hf.text_model import DeepstackInput, TextModel
 from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision import VisualFeatures
@@ -30,24 +30,29 @@ class RowInput:
     """One sequence's part of a step.
 
     Attributes:
-        token_ids: int64, (n,); or a single token.
-        positions: mrope, int64, (3, n); or the one position of a single token after the prompt.
+        token_ids: int64, (n,); of an answer as a tuple.
+        positions: mrope, int64, (3, n); of an answer's tokens the position of the first, the others follow.
         num_tokens: n.
         num_cached_tokens: its tokens that are in the cache already.
         table: its blocks.
-        samples: whether the logits of its last token are wanted.
+        num_logits: how many of its last tokens' logits are wanted.
         visual_indices: which of the n tokens are visual; None when none is.
         features: of those tokens, in order.
     """
 
-    token_ids: NDArray[np.int64] | int
+    token_ids: NDArray[np.int64] | tuple[int, ...]
     positions: NDArray[np.int64] | int
     num_tokens: int
     num_cached_tokens: int
     table: BlockTable
-    samples: bool
+    num_logits: int
     visual_indices: NDArray[np.int64] | None = None
     features: Sequence[VisualFeatures] = ()
+
+    @property
+    def token_by_token(self) -> bool:
+        """Whether its tokens are few, so that those of several rows are attended to together."""
+        return self.num_tokens == 1 or isinstance(self.positions, int)
 
 
 class ModelRunner:
@@ -73,11 +78,11 @@ class ModelRunner:
         self._groups = GroupFinder(block_tokens) if torch.device(device).type == "cpu" else None
         self._decode_steps: DecodeSteps | None = None
 
-    def decode_in_batches(self, *, max_batch_size: int, max_sequence_tokens: int, spare_block: int) -> DecodeSteps:
+    def decode_in_batches(self, *, max_step_tokens: int, max_sequence_tokens: int, spare_block: int) -> DecodeSteps:
         """From now on, attend to all decoding rows at once, and run steps of nothing else in fixed shapes.
 
         Args:
-            max_batch_size: most rows.
+            max_step_tokens: most tokens of all rows in a step.
             max_sequence_tokens: most tokens of a row.
             spare_block: a block that belongs to no sequence.
 
@@ -86,7 +91,7 @@ class ModelRunner:
         """
         self._decode_steps = DecodeSteps(
             self._decode,
-            max_batch_size=max_batch_size,
+            max_step_tokens=max_step_tokens,
             max_blocks=-(-max_sequence_tokens // self._block_tokens),
             block_tokens=self._block_tokens,
             spare_block=spare_block,
@@ -112,12 +117,10 @@ class ModelRunner:
         Running the same rows again is harmless: the same slots are written with the same values.
 
         Returns:
-            logits of the rows that sample, in their order, float32, (R, vocabulary); None when R is 0.
+            the logits that are wanted of each row, in the rows' order, float32, (R, vocabulary); None when R is 0.
         """
-        if self._decode_steps is not None:
-            decoding = [row for row in map(_decode_row, rows) if row is not None]
-            if len(decoding) == len(rows):
-                return self._decode_steps.run(decoding)
+        if self._decode_steps is not None and all(isinstance(row.positions, int) for row in rows):
+            return self._decode_steps.run([token for row in rows for token in _decode_rows(row)])
         ends = list(itertools.accumulate(row.num_tokens for row in rows))
         starts = [0, *ends[:-1]]
         token_ids, positions, slots = self._packed(rows, starts)
@@ -125,11 +128,11 @@ class ModelRunner:
         embeddings = self._embed_tokens(token_ids)
         deepstack = self._insert_features(rows, starts, embeddings)
         hidden = self._text_model(embeddings, positions, plan, deepstack)
-        last = [end - 1 for row, end in zip(rows, ends, strict=True) if row.samples]
-        if not last:
+        wanted = [place for row, end in zip(rows, ends, strict=True) for place in range(end - row.num_logits, end)]
+        if not wanted:
             return None
-        if len(last) < len(hidden):
-            hidden = hidden[last]
+        if len(wanted) < len(hidden):
+            hidden = hidden[wanted]
         logits: torch.Tensor = self._lm_head(hidden).float()
         return logits
 
@@ -141,7 +144,8 @@ class ModelRunner:
         for row, start in zip(rows, starts, strict=True):
             end = start + row.num_tokens
             packed[0, start:end] = row.token_ids
-            packed[1:4, start:end] = row.positions
+            positions = row.positions
+            packed[1:4, start:end] = positions + np.arange(end - start) if isinstance(positions, int) else positions
             packed[4, start:end] = row.table.slots[row.num_cached_tokens : row.num_cached_tokens + row.num_tokens]
         on_device = to_device(torch.from_numpy(packed), self._device)  # one copy for all of them
         return on_device[0], on_device[1:4], on_device[4]
@@ -152,11 +156,12 @@ class ModelRunner:
         if self._decode_steps is None:
             return self._plan_row_by_row(rows, starts, slots)
         placed = list(zip(rows, starts, strict=True))
-        chunks = [self._attention_row(row, start) for row, start in placed if row.num_tokens > 1]
-        single = [(row, start) for row, start in placed if row.num_tokens == 1]
+        chunks = [self._attention_row(row, start) for row, start in placed if not row.token_by_token]
+        single = [(row, start) for row, start in placed if row.token_by_token]
         if not single:
             return AttentionPlan(self._cache, slots, chunks)
-        at = to_device(torch.tensor([start for _, start in single]), self._device)
+        places = [start + index for row, start in single for index in range(row.num_tokens)]
+        at = to_device(torch.tensor(places), self._device)
         layout = self._decode_layout([row for row, _ in single])
         return AttentionPlan(self._cache, slots, chunks, decode=layout, decode_at=at if chunks else None)
 
@@ -164,27 +169,24 @@ class ModelRunner:
         placed = list(zip(rows, starts, strict=True))
         if self._groups is None:
             return AttentionPlan(self._cache, slots, [self._attention_row(row, start) for row, start in placed])
-        single = [(row, start) for row, start in placed if row.num_tokens == 1]
-        groups = [
-            GroupLayout.build(
-                tables=[single[member][0].table for member in group.members],
-                num_keys=[single[member][0].num_cached_tokens + 1 for member in group.members],
-                at=[single[member][1] for member in group.members],
-                num_shared=group.num_shared_tokens,
-                dtype=self._dtype,
-            )
-            for group in self._groups.find([row.table for row, _ in single])
-        ]
-        grouped = {start for group in groups for start in group.at.tolist()}
+        single = [(row, start) for row, start in placed if row.token_by_token]
+        groups: list[GroupLayout] = []
+        grouped: set[int] = set()
+        for group in self._groups.find([row.table for row, _ in single]):
+            members = [single[member] for member in group.members]
+            grouped.update(start for _, start in members)
+            tokens = [GroupRow(row.table, row.num_cached_tokens, start, row.num_tokens) for row, start in members]
+            groups.append(GroupLayout.build(tokens, group.num_shared_tokens, self._dtype))
         others = [self._attention_row(row, start) for row, start in placed if start not in grouped]
         return AttentionPlan(self._cache, slots, others, groups=groups)
 
     def _decode_layout(self, rows: Sequence[RowInput]) -> DecodeLayout:
-        tables = np.zeros((len(rows), max(row.table.num_blocks for row in rows)), dtype=np.int32)
-        for table, row in zip(tables, rows, strict=True):
-            table[: row.table.num_blocks] = row.table.blocks
-        lengths = to_device(torch.tensor([row.num_cached_tokens + 1 for row in rows]), self._device)
-        splits = num_splits_for(len(rows), self._cache.keys[0].shape[1], self._device)
+        tokens = [(row.table, row.num_cached_tokens + 1 + index) for row in rows for index in range(row.num_tokens)]
+        tables = np.zeros((len(tokens), max(row.table.num_blocks for row in rows)), dtype=np.int32)
+        for blocks, (table, _) in zip(tables, tokens, strict=True):
+            blocks[: table.num_blocks] = table.blocks
+        lengths = to_device(torch.tensor([num_keys for _, num_keys in tokens]), self._device)
+        splits = num_splits_for(len(tokens), self._cache.keys[0].shape[1], self._device)
         return DecodeLayout(to_device(torch.from_numpy(tables), self._device), lengths, self._block_tokens, splits)
 
     def _varlen_layout(self, rows: Sequence[RowInput]) -> VarlenLayout:
@@ -236,8 +238,8 @@ class ModelRunner:
         return DeepstackInput(at, features.deepstack)
 
 
-def _decode_row(row: RowInput) -> DecodeRow | None:
-    """A row that goes on with one token of its answer; None for the last token of a prompt, whose position differs."""
-    if not isinstance(row.token_ids, int) or not isinstance(row.positions, int):
-        return None
-    return DecodeRow(row.token_ids, row.positions, row.num_cached_tokens + 1, row.table)
+def _decode_rows(row: RowInput) -> Iterator[DecodeRow]:
+    """Each token of an answer as a row of its own; those before it are in the cache by then."""
+    assert isinstance(row.positions, int)  # noqa: S101 - a prompt's tokens differ in their three positions
+    for index, token in enumerate(row.token_ids):
+        yield DecodeRow(int(token), row.positions + index, row.num_cached_tokens + 1 + index, row.table)

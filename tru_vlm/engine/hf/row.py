@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from tru_vlm.engine.hf.model_runner import RowInput
 from tru_vlm.engine.hf.sampling import RowSampler
 from tru_vlm.engine.hf.scheduler import Chunk, Sequence
 from tru_vlm.engine.hf.vision import VisualInputs
+from tru_vlm.engine.prompt_lookup import PromptLookup
 from tru_vlm.processor.positions import mrope_positions
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt, build_prompt
@@ -54,7 +56,9 @@ class Row:
         rope_delta: a later token's position is its index plus this.
         is_visual: bool, (N,).
         chain: names its blocks by their content; None when nothing is to be shared.
+        lookup: drafts its next tokens; None where nothing is drafted, or a token's rules depend on those before it.
         last_token: the newest token of the answer, not yet in the cache.
+        draft: what may follow it, to be checked by the next step.
         num_generated: tokens of the answer.
     """
 
@@ -69,7 +73,9 @@ class Row:
     sampler: RowSampler
     text: TextStream
     clock: RowClock
+    lookup: PromptLookup | None
     last_token: int = -1
+    draft: list[int] = field(default_factory=list)
     num_generated: int = 0
 
     @property
@@ -88,6 +94,26 @@ class Row:
         self.num_generated += 1
         if self.chain is not None:
             self.chain.append(token)
+        if self.lookup is not None:
+            self.lookup.add(token)
+
+    def look_ahead(self) -> None:
+        """Draft what the next step is to check: no more than the answer may still have behind its next token."""
+        if self.lookup is not None:
+            self.draft = self.lookup.draft(self.request.generation.max_tokens - self.num_generated - 1)
+            self.sequence.num_draft_tokens = len(self.draft)
+
+    def check_draft(self, sampled: list[Any]) -> int:
+        """How many of the draft's first tokens were sampled as well.
+
+        Args:
+            sampled: what follows the newest token and each of the draft's.
+        """
+        pairs = enumerate(zip(self.draft, sampled, strict=False))
+        num_right = next((place for place, (drafted, token) in pairs if drafted != token), len(self.draft))
+        if self.lookup is not None and self.draft:
+            self.lookup.learn(len(self.draft), num_right)
+        return num_right
 
     def skip_computed(self) -> None:
         """Ask for no features of tokens that are in the cache."""
@@ -100,7 +126,8 @@ class Row:
         assert table is not None  # noqa: S101 - only admitted sequences have chunks
         if chunk.start >= self.prompt.num_tokens:
             position = chunk.start + self.rope_delta
-            return RowInput(self.last_token, position, 1, chunk.start, table, samples=True)
+            tokens = (self.last_token, *self.draft)
+            return RowInput(tokens, position, len(tokens), chunk.start, table, num_logits=len(tokens))
         part = slice(chunk.start, chunk.start + chunk.num_tokens)
         visual = np.flatnonzero(self.is_visual[part])
         return RowInput(
@@ -109,7 +136,7 @@ class Row:
             num_tokens=chunk.num_tokens,
             num_cached_tokens=chunk.start,
             table=table,
-            samples=chunk.samples,
+            num_logits=int(chunk.samples),
             visual_indices=visual if len(visual) else None,
             features=self.visual.peek(len(visual)),
         )
@@ -124,6 +151,7 @@ def prepare_row(
     vocabulary: int,
     device: str,
     shared_block_tokens: int | None,
+    max_draft_tokens: int,
 ) -> Row:
     """Tokenize a request and lay out its media; nothing is computed yet.
 
@@ -135,6 +163,7 @@ def prepare_row(
         vocabulary: width of its logits.
         device: where its sampler's state is.
         shared_block_tokens: tokens in a block of the KV cache; None when blocks are not shared.
+        max_draft_tokens: most tokens of a draft.
 
     Raises:
         InvalidRequestError: if messages and media do not belong together, the JSON schema cannot be followed, or there
@@ -167,4 +196,13 @@ def prepare_row(
         sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device, grammar=grammar),
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),
+        lookup=_lookup(prompt, request, max_draft_tokens),
     )
+
+
+def _lookup(prompt: Prompt, request: EngineRequest, max_draft_tokens: int) -> PromptLookup | None:
+    params = request.generation
+    depends = params.json_schema or params.repetition_penalty != 1.0
+    if depends or params.presence_penalty or params.frequency_penalty or not max_draft_tokens:
+        return None
+    return PromptLookup(prompt.token_ids[prompt.mm_token_type_ids() == 0].tolist(), max_draft_tokens)

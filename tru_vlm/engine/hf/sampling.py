@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ class RowSampler:
     Attributes:
         params: the rules.
         generator: gives the row's uniform numbers.
+        ahead: those that were drawn for its next tokens.
         seen: bool, (vocabulary,): tokens of prompt and answer; None unless a repetition penalty needs it.
         bias: float32, (vocabulary,): what is added to logits; None where nothing is.
         cost: float32, (vocabulary,): what presence and frequency penalty take from logits; None where nothing.
@@ -41,6 +42,7 @@ class RowSampler:
 
     params: GenerationParams
     generator: random.Random = field(repr=False)
+    ahead: deque[float] = field(default_factory=deque, repr=False)
     seen: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     cost: torch.Tensor | None = None
@@ -69,12 +71,20 @@ class RowSampler:
             row.cost = torch.zeros(vocabulary, device=device)
         return row
 
+    def uniform(self, place: int) -> float:
+        """The uniform number for its next token but ``place``; asking again changes nothing."""
+        while len(self.ahead) <= place:
+            self.ahead.append(self.generator.random())
+        return self.ahead[place]
+
     def accept(self, token: int) -> None:
         """The row's answer goes on with this token.
 
         Raises:
             InvalidRequestError: if its grammar cannot be followed further.
         """
+        if self.ahead:
+            self.ahead.popleft()
         if self.seen is not None:
             self.seen[token] = True
         if self.cost is not None:
@@ -97,7 +107,8 @@ def sample(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int | Sampl
 
     Args:
         logits: float32, (R, vocabulary); overwritten where rows have a bias, a penalty or a grammar.
-        rows: R samplers.
+        rows: R samplers; one stands several times in succession for its next several tokens, which its rules must
+            allow: no penalty and no grammar.
 
     Returns:
         R tokens, or the error of a row whose logits are not finite or whose grammar cannot be followed.
@@ -174,7 +185,12 @@ def _draw(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[int]:
     device = logits.device
     params = [row.params for row in rows]
     logits = logits / torch.tensor([[p.temperature] for p in params], device=device)
-    uniform = torch.tensor([[row.generator.random()] for row in rows], device=device)
+    nums_before: Counter[int] = Counter()
+    numbers = []
+    for row in rows:
+        numbers.append([row.uniform(nums_before[id(row)])])
+        nums_before[id(row)] += 1
+    uniform = torch.tensor(numbers, device=device)
     if any(p.min_p > 0 for p in params):
         least = logits.amax(dim=-1, keepdim=True) + torch.tensor([[_log(p.min_p)] for p in params], device=device)
         logits = logits.masked_fill(logits < least, -math.inf)

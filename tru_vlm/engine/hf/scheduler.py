@@ -41,6 +41,7 @@ class Sequence:
         phase: where it is.
         keys: of its full blocks, by content; the prompt's, then the answer's as it grows.  Empty: nothing is shared.
         num_cached_tokens: prompt tokens that it did not have to compute.
+        num_draft_tokens: while decoding: draft tokens behind its newest one, for the next step to check.
         table: its blocks, once admitted.
     """
 
@@ -52,6 +53,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     keys: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
+    num_draft_tokens: int = 0
     table: BlockTable | None = None
 
     @property
@@ -200,19 +202,29 @@ class Scheduler:
         return self._shares({s: s.num_prompt_tokens - s.num_ready_tokens for s in starved})
 
     def next_step(self) -> list[Chunk]:
-        """The step's chunks: one token of each decoding sequence, and prompt tokens within the budget."""
-        decoding = [s for s in self._running.values() if s.phase is Phase.DECODING]
-        chunks = [Chunk(s, s.num_computed_tokens, 1) for s in decoding]
+        """The step's chunks: the newest token of each decoding sequence with the draft behind it, and prompt
+        tokens within the budget.
+        """
+        chunks = [Chunk(s, s.num_computed_tokens, 1 + s.num_draft_tokens) for s in self.decoding()]
         active = [s for s in self._prefilling() if not self._is_awaiting(s)]
         ready = {s: s.num_ready_tokens - s.num_computed_tokens for s in active}
         shares = self._shares({s: tokens for s, tokens in ready.items() if tokens > 0})
         return chunks + [Chunk(s, s.num_computed_tokens, tokens) for s, tokens in shares]
 
-    def commit(self, chunk: Chunk) -> None:
-        """The chunk's keys and values are in the cache; blocks that became full can be shared from now on."""
+    def decoding(self) -> list[Sequence]:
+        """The sequences whose prompt is computed."""
+        return [s for s in self._running.values() if s.phase is Phase.DECODING]
+
+    def commit(self, chunk: Chunk, num_tokens: int) -> None:
+        """Keys and values are in the cache; blocks that became full can be shared from now on.
+
+        Args:
+            chunk: the step's.
+            num_tokens: its first tokens that count; the others were a draft, and wrong.
+        """
         sequence, size = chunk.sequence, self._blocks.block_tokens
         assert sequence.table is not None  # noqa: S101 - only admitted sequences have chunks
-        sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+        sequence.num_computed_tokens = chunk.start + num_tokens
         start, stop = chunk.start // size, sequence.num_computed_tokens // size
         self._blocks.publish(sequence.table, sequence.keys, start=start, stop=stop)
         self._fulfil(sequence, start, stop)

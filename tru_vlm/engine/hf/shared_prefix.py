@@ -35,16 +35,35 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLayout:
-    """Where the G rows of a group are; each has one token in this step.
+class GroupRow:
+    """One row's part of a step.
 
     Attributes:
-        at: int64, (G,): which of the step's packed tokens are theirs.
+        table: its blocks.
+        num_cached_tokens: its tokens in the cache before this step.
+        start: index of its first token among the step's packed tokens.
+        num_queries: its tokens in this step, one or a few.
+    """
+
+    table: BlockTable
+    num_cached_tokens: int
+    start: int
+    num_queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLayout:
+    """Where the G rows of a group are; they have S tokens together in this step, none more than Q.
+
+    Attributes:
+        at: int64, (S,): which of the step's packed tokens are theirs, row by row.
         num_shared_tokens: P.
         first_slot: where the shared tokens begin in the cache, when they lie side by side; else None.
         shared_slots: int64, (P,): where they are, when they do not; else None.
         own_slots: int64, (G * T,): where each row's other tokens are, filled up with any slot to the most, T >= 1.
-        unseen: (G, 1, 1, T), of the queries' dtype: -inf where a row has been filled up, else 0.
+        filled: int64, (G * Q,): as ``at``, each row filled up with its first token.
+        places: int64, (S,): where the tokens of ``at`` are in ``filled``; None: the two are the same.
+        unseen: (G, 1, Q, T), of the queries' dtype: -inf where a query must not see a slot, else 0.
     """
 
     at: torch.Tensor
@@ -52,39 +71,39 @@ class GroupLayout:
     first_slot: int | None
     shared_slots: torch.Tensor | None
     own_slots: torch.Tensor
+    filled: torch.Tensor
+    places: torch.Tensor | None
     unseen: torch.Tensor
 
     @classmethod
-    def build(
-        cls,
-        tables: Sequence[BlockTable],
-        num_keys: Sequence[int],
-        at: Sequence[int],
-        num_shared: int,
-        dtype: torch.dtype,
-    ) -> GroupLayout:
+    def build(cls, rows: Sequence[GroupRow], num_shared: int, dtype: torch.dtype) -> GroupLayout:
         """Lay out a group's rows.
 
         Args:
-            tables: of the rows.
-            num_keys: their tokens in the cache, the step's own included.
-            at: where their tokens are among the packed ones.
+            rows: two or more.
             num_shared: tokens that all of them begin with.
             dtype: of the queries.
         """
-        nums_own = np.asarray(num_keys) - num_shared
-        index = np.arange(nums_own.max())
-        own = np.zeros((len(tables), len(index)), dtype=np.int64)
-        for slots, table, count in zip(own, tables, nums_own, strict=True):
-            slots[:count] = table.slots[num_shared : num_shared + count]
-        hidden = torch.from_numpy(index >= nums_own[:, None])[:, None, None]
-        is_view = num_shared <= tables[0].num_neighbour_tokens
+        nums_queries = np.asarray([row.num_queries for row in rows])
+        nums_seen = np.asarray([row.num_cached_tokens + 1 - num_shared for row in rows])  # by a row's first query
+        query, slot = np.arange(nums_queries.max()), np.arange((nums_seen + nums_queries - 1).max())
+        own = np.zeros((len(rows), len(slot)), dtype=np.int64)
+        for slots, row, num_seen in zip(own, rows, nums_seen, strict=True):
+            count = num_seen + row.num_queries - 1
+            slots[:count] = row.table.slots[num_shared : num_shared + count]
+        starts = np.asarray([row.start for row in rows])[:, None]
+        is_query = query < nums_queries[:, None]
+        hidden = torch.from_numpy(slot >= (nums_seen[:, None] + query * is_query)[:, :, None])[:, None]
+        table = rows[0].table
+        is_view = num_shared <= table.num_neighbour_tokens
         return cls(
-            at=torch.tensor(at),
+            at=torch.from_numpy((starts + query)[is_query]),
             num_shared_tokens=num_shared,
-            first_slot=int(tables[0].slots[0]) if is_view else None,
-            shared_slots=None if is_view else torch.from_numpy(tables[0].slots[:num_shared]),
+            first_slot=int(table.slots[0]) if is_view else None,
+            shared_slots=None if is_view else torch.from_numpy(table.slots[:num_shared]),
             own_slots=torch.from_numpy(own.ravel()),
+            filled=torch.from_numpy((starts + query * is_query).ravel()),
+            places=None if is_query.all() else torch.from_numpy(np.flatnonzero(is_query)),
             unseen=torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf),
         )
 
@@ -128,7 +147,7 @@ class GroupFinder:
 def attend_group(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: GroupLayout, *, scaling: float
 ) -> torch.Tensor:
-    """One query token of each of a group's rows over all of its keys.
+    """The tokens of each of a group's rows over all of its keys up to their own.
 
     Args:
         query: (N, num_heads, head_dim), the step's packed tokens.
@@ -138,24 +157,47 @@ def attend_group(
         scaling: of the scores.
 
     Returns:
-        (G, num_heads, head_dim), in the order of ``group.at``.
+        (S, num_heads, head_dim), in the order of ``group.at``.
     """
-    num_rows, num_kv_heads, head_dim = len(group.at), *keys.shape[1:]
-    # Heads that share keys are packed as queries, and for what the rows share, the rows are too.
-    single = query.index_select(0, group.at).view(num_rows, num_kv_heads, -1, head_dim)
-    packed = single.transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
-    shared_keys, shared_values = (_shared(pool, group).transpose(0, 1)[None] for pool in (keys, values))
-    shared, shared_lse = _attend(packed, shared_keys, shared_values, None, scaling)
-    own_keys, own_values = (
-        pool.index_select(0, group.own_slots).view(num_rows, -1, num_kv_heads, head_dim).transpose(1, 2)
-        for pool in (keys, values)
-    )
-    own, own_lse = _attend(single, own_keys, own_values, group.unseen, scaling)
-    shared = shared.view(num_kv_heads, num_rows, -1, head_dim).transpose(0, 1)
-    shared_lse = shared_lse.view(num_kv_heads, num_rows, -1).transpose(0, 1)
+    shared, shared_lse = _attend_shared(query.index_select(0, group.at), keys, values, group, scaling)
+    own, own_lse = _attend_own(query.index_select(0, group.filled), keys, values, group, scaling)
     # exp(a) / (exp(a) + exp(b)) is sigmoid(a - b).
     share = torch.sigmoid(shared_lse - own_lse).unsqueeze(-1).to(own.dtype)
     return torch.lerp(own, shared, share).flatten(1, 2)
+
+
+def _attend_shared(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: GroupLayout, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All tokens over what the rows share: (S, num_kv_heads, heads per key, head_dim), and log-sum-exps without it."""
+    num_kv_heads, head_dim = keys.shape[1:]
+    # Heads that share keys are packed as queries, and so are the rows.
+    packed = query.view(len(query), num_kv_heads, -1, head_dim).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
+    shared_keys, shared_values = (_shared(pool, group).transpose(0, 1)[None] for pool in (keys, values))
+    output, lse = _attend(packed, shared_keys, shared_values, None, scaling)
+    output = output.view(num_kv_heads, len(query), -1, head_dim).transpose(0, 1)
+    return output, lse.view(num_kv_heads, len(query), -1).transpose(0, 1)
+
+
+def _attend_own(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: GroupLayout, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`_attend_shared` over each row's own tokens; ``query`` is filled up, the result is not."""
+    num_kv_heads, head_dim = keys.shape[1:]
+    num_rows, _, num_queries, num_keys = group.unseen.shape
+    own_keys, own_values = (
+        pool.index_select(0, group.own_slots).view(num_rows, num_keys, num_kv_heads, head_dim).transpose(1, 2)
+        for pool in (keys, values)
+    )
+    by_row = query.view(num_rows, num_queries, num_kv_heads, -1, head_dim).transpose(1, 2)
+    num_sharing = by_row.shape[3]
+    unseen = group.unseen.repeat_interleave(num_sharing, dim=2) if num_queries > 1 else group.unseen
+    output, lse = _attend(by_row.flatten(2, 3), own_keys, own_values, unseen, scaling)
+    output = output.view(num_rows, num_kv_heads, num_queries, num_sharing, head_dim).transpose(1, 2).flatten(0, 1)
+    lse = lse.view(num_rows, num_kv_heads, num_queries, num_sharing).transpose(1, 2).flatten(0, 1)
+    if group.places is None:
+        return output, lse
+    return output.index_select(0, group.places), lse.index_select(0, group.places)
 
 
 def _shared(pool: torch.Tensor, group: GroupLayout) -> torch.Tensor:

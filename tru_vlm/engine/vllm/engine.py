@@ -29,7 +29,7 @@ from tru_vlm.engine.vllm.guardian import Guardian
 from tru_vlm.engine.vllm.installed import vllm_version
 from tru_vlm.engine.vllm.media import items_of
 from tru_vlm.engine.vllm.runner import EngineLostError, Job, Output, Runner
-from tru_vlm.engine.vllm.sampling import check_schema, sampling_params
+from tru_vlm.engine.vllm.sampling import check_draftable, check_schema, sampling_params
 from tru_vlm.engine.vllm.stats import HostMemory, StatsRecorder
 from tru_vlm.engine.vllm.weights import num_parameters
 from tru_vlm.engine.warm_up import answer_once
@@ -136,7 +136,7 @@ class VllmEngine:
         Raises:
             ContextLengthError: if it can never fit.
             InvalidRequestError: if its messages and media do not belong together, its JSON schema cannot be followed, a
-                token that it names does not exist, or its id is in use.
+                token that it names does not exist, vLLM cannot draft under its rules, or its id is in use.
             InternalError: if it cannot be prepared for any other reason.
         """
         if request.id in self._jobs:
@@ -191,6 +191,8 @@ class VllmEngine:
             num_generated_tokens=recorder.num_generated_tokens,
             device_memory_bytes=self._memory_bytes(),
             num_computed_prompt_tokens=recorder.num_computed_prompt_tokens,
+            num_draft_tokens=recorder.num_draft_tokens,
+            num_accepted_draft_tokens=recorder.num_accepted_draft_tokens,
             prefix_cache_queries=recorder.prefix_cache_queries,
             prefix_cache_hits=recorder.prefix_cache_hits,
             mm_cache_queries=self._runner.mm_cache_queries,
@@ -222,6 +224,8 @@ class VllmEngine:
         )
         if request.generation.json_schema is not None:
             check_schema(request.generation.json_schema)
+        if self._config.num_speculative_tokens:
+            check_draftable(request.generation)
         check_token_ids(
             (token for token, _ in request.generation.logit_bias),
             vocabulary=self._vllm_config.model_config.get_vocab_size(),

@@ -59,3 +59,18 @@ def sampling_params(params: GenerationParams, eos_token_ids: Collection[int]) ->
 def _with_options(schema: str) -> str:
     """The schema with our options in place of those that it brings along: vLLM passes none of its own for these."""
     return json.dumps(json.loads(schema) | {"x-guidance": JSON_OPTIONS})
+
+
+def check_draftable(params: GenerationParams) -> None:
+    """Refuse what vLLM does not do while it drafts tokens.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    for name, is_set in (("min_p", params.min_p > 0), ("logit_bias", bool(params.logit_bias))):
+        if is_set:
+            raise InvalidRequestError(
+                f"{name}: this server drafts tokens (NUM_SPECULATIVE_TOKENS), and vLLM then has no {name}. Accepted: "
+                "requests without it.",
+                param=name,
+            )

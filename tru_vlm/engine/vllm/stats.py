@@ -19,6 +19,7 @@ class StatsRecorder:
         kv_cache_usage: share of the KV cache that they hold.
         num_steps: iterations so far.
         num_prompt_tokens, num_computed_prompt_tokens, num_generated_tokens: totals so far.
+        num_draft_tokens, num_accepted_draft_tokens: tokens that were drafted, and that answers went on with; so far.
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found; so far.
     """
 
@@ -32,6 +33,7 @@ class StatsRecorder:
         self.kv_cache_usage = 0.0
         self.num_steps = 0
         self.num_prompt_tokens = self.num_computed_prompt_tokens = self.num_generated_tokens = 0
+        self.num_draft_tokens = self.num_accepted_draft_tokens = 0
         self.prefix_cache_queries = self.prefix_cache_hits = 0
 
     def __call__(self, vllm_config: Any, engine_index: int = 0) -> StatsRecorder:
@@ -52,6 +54,9 @@ class StatsRecorder:
             self.kv_cache_usage = scheduler_stats.kv_cache_usage
             self.prefix_cache_queries += scheduler_stats.prefix_cache_stats.queries
             self.prefix_cache_hits += scheduler_stats.prefix_cache_stats.hits
+            if (drafts := scheduler_stats.spec_decoding_stats) is not None:
+                self.num_draft_tokens += drafts.num_draft_tokens
+                self.num_accepted_draft_tokens += drafts.num_accepted_tokens
         if iteration_stats is not None:
             self.num_prompt_tokens += iteration_stats.prompt_token_stats.total
             self.num_computed_prompt_tokens += iteration_stats.prompt_token_stats.computed
