@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -20,11 +22,12 @@ from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import FailEvent, MediaInput
 from tru_vlm.engine.vllm import installed
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.engine import VllmEngine
-from tru_vlm.engine.vllm.environment import VISIBLE, prepare_environment, visible_devices
+from tru_vlm.engine.vllm.environment import SOCKETS, VISIBLE, guarded_children, prepare_environment, visible_devices
 from tru_vlm.engine.vllm.guardian import MARK, marked
+from tru_vlm.engine.vllm.sampling import check_draftable
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.settings import SettingsError, load_settings
+from tru_vlm.types import GenerationParams
 
 
 def arguments(**config):
@@ -59,9 +62,6 @@ def test_settings_become_vllms_arguments():
     assert (cpu["num_gpu_blocks_override"], cpu["max_num_batched_tokens"]) == (64, 32)
     assert arguments()["kv_cache_memory_bytes"] > 0
     assert arguments(media_cache=False)["mm_processor_cache_gb"] == 0
-    assert "speculative_config" not in arguments()
-    drafting = arguments(num_speculative_tokens=3)["speculative_config"]
-    assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
     assert arguments(more={"kv_cache_dtype": "fp8", "block_size": 32}).items() >= {"block_size": 32}.items()
 
 
@@ -152,18 +152,21 @@ def gone(pids, seconds=20.0):
 @pytest.mark.skipif(sys.platform != "linux", reason="the guardian looks into /proc, and so does vLLM's world")
 def test_the_guardian_ends_marked_children_when_its_maker_is_killed():
     code = """
-import os, subprocess, sys, time
+import os, socket, subprocess, sys, time
 from tru_vlm.engine.vllm.guardian import Guardian, MARK
 guardian = Guardian("mark-of-a-test")
+socket.socket(socket.AF_UNIX).bind(str(guardian.folder / "left"))
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 os.environ[MARK] = "mark-of-a-test"
 child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid"
 subprocess.Popen([sys.executable, "-c", child + "; time.sleep(600)"])
-print(other.pid, guardian._process.pid, flush=True)
+print(other.pid, guardian._process.pid, guardian.folder, flush=True)
 time.sleep(600)
 """
     maker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    other, guardian = map(int, maker.stdout.readline().split())
+    *pids, folder = maker.stdout.readline().split()
+    other, guardian = map(int, pids)
+    assert (Path(folder) / "left").is_socket()
     deadline = time.monotonic() + 20
     while len(children := marked("mark-of-a-test")) < 2:
         assert time.monotonic() < deadline
@@ -171,9 +174,29 @@ time.sleep(600)
     maker.wait()
     maker.stdout.close()
     gone([*children, guardian])
+    assert not Path(folder).exists()
     assert psutil.pid_exists(other), "it was not marked"
     psutil.Process(other).kill()
     assert MARK not in os.environ
+
+
+def test_the_sockets_of_guarded_children_have_a_private_folder_until_the_end(tmp_path, monkeypatch):
+    monkeypatch.setenv(SOCKETS, str(tmp_path))  # the operator's
+    with guarded_children("mark-of-another-test") as guardian:
+        assert os.environ[SOCKETS] == str(guardian.folder)
+    assert os.environ[SOCKETS] == str(tmp_path)
+    assert list(tmp_path.iterdir()) == [guardian.folder]
+    assert stat.S_IMODE(guardian.folder.stat().st_mode) == 0o700
+    (guardian.folder / "left").touch()
+    assert not guardian.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="does not start"), guarded_children("mark-of-another-test"):
+        raise RuntimeError("vLLM does not start")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vllms_sockets_lie_in_the_guardians_folder(vllm_engine):
+    assert any(path.is_socket() for path in vllm_engine._guardian.folder.iterdir())
 
 
 def test_the_description(vllm_engine, profile):
@@ -307,33 +330,51 @@ if __name__ == "__main__":
         print("LOST")
     engine.close()
     _, alive = psutil.wait_procs(list(family), timeout=10)
-    print("LEFT", alive)
+    print("LEFT", alive, engine._guardian.folder.exists())
 """
-    result = subprocess.run(
+    result = run_apart(code)
+    assert "LOST" in result.stdout, result.stdout + result.stderr
+    assert "LEFT [] False" in result.stdout, result.stdout
+
+
+def test_closing_comes_to_an_end_where_vllm_does_not_answer():
+    """Neither its process nor its loop: in a process of its own."""
+    require_vllm()
+    code = """
+import threading
+import psutil
+if __name__ == "__main__":
+    from tru_vlm.engine.vllm import runner
+    from tru_vlm.engine.vllm.config import VllmConfig
+    from tru_vlm.engine.vllm.engine import VllmEngine
+    engine = VllmEngine.load(VllmConfig("demo", kv_cache_tokens=2048, max_batch_size=2))
+    runner._CLOSE_SECONDS = 1.0
+    family = [p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in str(p.cmdline())]
+    (core,) = [process for process in family if "EngineCore" in process.name() + str(process.cmdline())]
+    core.suspend()
+    engine._runner._loop.call_soon_threadsafe(threading.Event().wait)
+    engine.close()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    print("LEFT", alive, engine._guardian.folder.exists())
+"""
+    result = run_apart(code)
+    assert "LEFT [] False" in result.stdout, result.stdout + result.stderr
+
+
+def run_apart(code):
+    return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False, cwd=ROOT
     )
-    assert "LOST" in result.stdout, result.stdout + result.stderr
-    assert "LEFT []" in result.stdout, result.stdout
 
 
-def test_vllm_drafts_tokens_and_answers_stay_the_same(vllm_engine, checkpoint):
-    prompt = "Describe the video second by second."
-    items = [
-        request("greedy", video(1, 10, 64, 96), prompt=prompt, max_tokens=40),
-        request("drawn", video(2, 10, 64, 96), prompt=prompt, max_tokens=40, ignore_eos=True, temperature=0.7, seed=3),
-    ]
-    expected = drive(vllm_engine, items)
-    config = VllmConfig(checkpoint, max_batch_size=4, kv_cache_tokens=8192, num_speculative_tokens=4)
-    engine = VllmEngine.load(config)
-    try:
-        outcomes = drive(engine, items)
-        assert outcomes["greedy"].text == expected["greedy"].text
-        assert outcomes["drawn"].num_tokens == 40
-        stats = engine.stats()
-        assert 0 < stats.num_accepted_draft_tokens < stats.num_draft_tokens
-        for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
-            with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
-                engine.submit(request("refused", **rules))
-            assert error.value.param == name
-    finally:
-        engine.close()
+def test_drafts_and_what_vllm_cannot_do_beside_them():
+    assert "speculative_config" not in arguments(device="cuda")
+    drafting = arguments(device="cuda", num_speculative_tokens=3)["speculative_config"]
+    assert (drafting["method"], drafting["num_speculative_tokens"]) == ("ngram", 3)
+    with pytest.raises(ValueError, match=r"NUM_SPECULATIVE_TOKENS: .*DEVICE=cpu: 0"):
+        arguments(num_speculative_tokens=3)
+    check_draftable(GenerationParams(max_tokens=8, temperature=0.7, top_p=0.9, repetition_penalty=1.2))
+    for name, rules in (("min_p", {"min_p": 0.1}), ("logit_bias", {"logit_bias": ((5, 1.0),)})):
+        with pytest.raises(InvalidRequestError, match=f"{name}: this server drafts") as error:
+            check_draftable(GenerationParams(max_tokens=8, temperature=1.0, **rules))
+        assert error.value.param == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import psutil
@@ -182,7 +183,14 @@ def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[s
 def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
     """First the worker, which takes its vLLM along; then the server, while the next worker starts another."""
     require_vllm()
-    server = start_server(tmp_path, **VLLM)
+    with TemporaryDirectory() as folder:  # a short name: Unix sockets
+        kill_one_after_the_other(tmp_path, Path(folder))
+
+
+def kill_one_after_the_other(tmp_path: Path, sockets: Path) -> None:
+    server = start_server(tmp_path, **VLLM, VLLM_RPC_BASE_PATH=str(sockets))
+    (first,) = sockets.iterdir()
+    assert any(path.is_socket() for path in first.iterdir())
     everybody = set(family_of(server))
     (worker,) = workers_of(server)
     its_own = worker.children(recursive=True)
@@ -190,6 +198,7 @@ def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
     worker.kill()
     _, alive = psutil.wait_procs(its_own, timeout=GONE_SECONDS)
     assert not alive, alive
+    until(lambda: not first.exists())
 
     def next_one_starts() -> bool:
         everybody.update(family_of(server))
@@ -200,3 +209,4 @@ def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
     server.process.wait(TIMEOUT)
     _, alive = psutil.wait_procs(list(everybody), timeout=GONE_SECONDS)
     assert not alive, alive
+    until(lambda: not list(sockets.iterdir()))

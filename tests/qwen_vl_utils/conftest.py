@@ -24,12 +24,12 @@ def one_thread() -> Iterator[None]:
 def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Clip], Path]:
     """Encodes a clip once per session, whoever asks for it."""
     made: dict[str, Path] = {}
-    folder = tmp_path_factory.mktemp("clips")
 
     def make(clip: Clip) -> Path:
-        if clip.name not in made:
-            made[clip.name] = write_clip(folder, clip)
-        return made[clip.name]
+        known_by = repr(clip)  # two modules may give one name to different clips
+        if known_by not in made:
+            made[known_by] = write_clip(tmp_path_factory.mktemp("clip"), clip)
+        return made[known_by]
 
     return make
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
 
+from tru_vlm.durable import flush
 from tru_vlm.intake.spool import Spool, SpooledFile, link_or_copy
 
 _SETTLED_SECONDS = 600.0
@@ -63,7 +63,7 @@ class JobFiles:
             link_or_copy(file.path, unfinished)
             unfinished.rename(target)
         for path in (target, folder, self._folder):  # a job must not outlive what it needs
-            _flush(path)
+            flush(path)
 
     def _sweep(self, known: Collection[str]) -> None:
         if not self._folder.is_dir():
@@ -72,11 +72,3 @@ class JobFiles:
             with contextlib.suppress(FileNotFoundError):
                 if folder.name not in known and folder.stat().st_mtime < time.time() - _SETTLED_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from tru_vlm.database import Database
+from tru_vlm.durable import flush
 from tru_vlm.errors import InsufficientStorageError, NotFoundError, UnavailableError
 from tru_vlm.intake.spool import Spool, SpooledFile, display_name, link_or_copy
 from tru_vlm.library import catalog
@@ -114,7 +115,7 @@ class VideoLibrary:
             UnavailableError: the disk is full.
         """
         content = _content(file, probe)
-        await asyncio.to_thread(_flush, file.path)
+        await asyncio.to_thread(flush, file.path)
         await self.make_room(content.size_bytes, but_for_upload=upload_id)
 
         def put(connection: sqlite3.Connection) -> tuple[Video, bool]:
@@ -273,7 +274,7 @@ class VideoLibrary:
         target.unlink(missing_ok=True)  # without a row, it is what a process that was killed left
         link_or_copy(source, target)
         target.chmod(0o600)
-        _flush(self._folder)
+        flush(self._folder)
 
     def _unlink_unknown(self, connection: sqlite3.Connection, names: Iterable[str]) -> None:
         """Remove files that no row tells of.  Their rows may not have gone in this transaction, which could fail."""
@@ -311,15 +312,6 @@ def _content(file: LocalFile, probe: MediaProbe) -> Content:
 
 def _remove_one(connection: sqlite3.Connection, owner: str, sha256: str) -> list[str]:
     return [sha256] if catalog.remove_video(connection, owner, sha256) else []
-
-
-def _flush(path: Path) -> None:
-    """Bring a file, or a folder's entries, to the disk: a row must not outlive what it tells of."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _not_found(video_id: str, param: str) -> NotFoundError:

@@ -21,9 +21,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from tru_vlm.database import Database
+from tru_vlm.durable import to_the_end
 from tru_vlm.errors import (
     ChecksumError,
     ConflictError,
@@ -37,7 +37,6 @@ from tru_vlm.library.store import Clock, VideoLibrary
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 MAX_OPEN_UPLOADS = 1000
 _RETRY_SECONDS = 60.0
@@ -244,7 +243,7 @@ class UploadStore:
             if not upload.is_complete or upload.sha256 is not None:
                 return upload
             path = self._folder / upload_id
-            digest = await _to_the_end(self._spool.run(_digest, path))
+            digest = await to_the_end(self._spool.run(_digest, path))
             file = SpooledFile(path=path, size_bytes=upload.size_bytes, sha256=digest, filename=upload.filename)
             try:
                 sha256 = await keep(file)
@@ -301,7 +300,7 @@ class UploadStore:
         upload = await self.get(upload_id, owner)
         if upload.unchecked_from is None:
             return upload
-        await _to_the_end(self._spool.run(os.truncate, self._folder / upload_id, upload.unchecked_from))
+        await to_the_end(self._spool.run(os.truncate, self._folder / upload_id, upload.unchecked_from))
         await self._update(upload_id, "unchecked_from", None)
         return replace(upload, unchecked_from=None)
 
@@ -319,28 +318,28 @@ class UploadStore:
                     digest.update(chunk)
                 writer.add(chunk)
                 if writer.num_pending >= FLUSH_BYTES:
-                    await _to_the_end(self._spool.run(writer.flush))
+                    await to_the_end(self._spool.run(writer.flush))
             if checksum is not None and digest is not None:
                 if not secrets.compare_digest(digest.digest(), checksum.digest):
                     text = "The bytes do not have the checksum that was sent with them; send them again."
                     raise ChecksumError(text, param="Upload-Checksum")
-                await _to_the_end(self._spool.run(writer.close))
+                await to_the_end(self._spool.run(writer.close))
                 await self._update(upload.id, "unchecked_from", None)
         finally:
-            await _to_the_end(self._spool.run(writer.close))
+            await to_the_end(self._spool.run(writer.close))
             await self._update(upload.id, "used_at", self._clock())
 
     async def _update(self, upload_id: str, column: str, value: object) -> None:
         statement = f"UPDATE uploads SET {column} = ? WHERE id = ?"  # noqa: S608 - our own names
-        await _to_the_end(self._database.run(lambda connection: connection.execute(statement, (value, upload_id))))
+        await to_the_end(self._database.run(lambda connection: connection.execute(statement, (value, upload_id))))
 
     async def _remove(self, upload_id: str, *, used_before: float = math.inf) -> bool:
         def remove(connection: sqlite3.Connection) -> bool:
             statement = "DELETE FROM uploads WHERE id = ? AND used_at < ?"
             return connection.execute(statement, (upload_id, used_before)).rowcount > 0
 
-        is_removed = await _to_the_end(self._database.run(remove))
-        await _to_the_end(self._database.run(partial(self._unlink_unknown, names=[upload_id])))
+        is_removed = await to_the_end(self._database.run(remove))
+        await to_the_end(self._database.run(partial(self._unlink_unknown, names=[upload_id])))
         return is_removed
 
     def _check_disk(self, num_bytes: int) -> None:
@@ -419,16 +418,6 @@ class _Writer:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-
-
-async def _to_the_end(work: Awaitable[T]) -> T:
-    """Await work that goes on when its awaiter is cancelled; nobody else may touch the upload before it is over."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def _digest(path: Path) -> str:

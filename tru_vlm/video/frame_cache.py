@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from tru_vlm.durable import to_the_end
 from tru_vlm.errors import UnavailableError
 from tru_vlm.video.failures import DecodeFailure
 from tru_vlm.video.frame_folder import MAX_HEADER_BYTES, Entry, FrameFolder, Trimmed, remove_abandoned
@@ -277,7 +278,7 @@ class FrameCache:
         part, fd = folder.create(key)  # two system calls; in a thread, a cancellation could lose the descriptor
         try:
             info = await decode(part, max_bytes)
-            entry = await _to_the_end(self.run(folder.publish, key, part, info, fd))
+            entry = await to_the_end(self.run(folder.publish, key, part, info, fd))
         except BaseException:
             part.unlink(missing_ok=True)
             os.close(fd)
@@ -293,7 +294,7 @@ class FrameCache:
             room = self._reserved_bytes + num_bytes
             if room > memory.max_bytes:
                 return False
-            await _to_the_end(self._trim_memory(memory, room))
+            await to_the_end(self._trim_memory(memory, room))
             if self._memory_bytes + room > self._memory_limit:
                 return False
             self._reserved_bytes += num_bytes
@@ -387,16 +388,6 @@ def _close_found(found: asyncio.Future[Entry | None]) -> None:
         entry = found.result()
         if entry is not None:
             os.close(entry.fd)
-
-
-async def _to_the_end(work: Awaitable[T]) -> T:
-    """Await work that must not be left half done; a cancellation waits for it and then goes on."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def shared_memory_directory(frames_directory: Path) -> Path | None:

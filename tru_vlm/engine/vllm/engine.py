@@ -24,7 +24,7 @@ from tru_vlm.engine.base import (
 )
 from tru_vlm.engine.fit import check_fits, check_token_ids
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.environment import marked_children, prepare_environment
+from tru_vlm.engine.vllm.environment import guarded_children, prepare_environment
 from tru_vlm.engine.vllm.guardian import Guardian
 from tru_vlm.engine.vllm.installed import vllm_version
 from tru_vlm.engine.vllm.media import items_of
@@ -96,20 +96,14 @@ class VllmEngine:
         )
         prepare_environment(devices)
         multiprocessing.resource_tracker.ensure_running()  # it is this process's own: it must not bear the mark
-        mark = uuid.uuid4().hex
-        guardian = Guardian(mark)
         recorder = StatsRecorder()
-        try:
-            with marked_children(mark):
-                runner = Runner(_maker(arguments, config, recorder), profile)
+        with guarded_children(uuid.uuid4().hex) as guardian:
+            runner = Runner(_maker(arguments, config, recorder), profile)
             try:
                 engine = cls(runner, profile, config, recorder)
             except BaseException:
                 runner.close()
                 raise
-        except BaseException:
-            guardian.close()
-            raise
         engine._guardian = guardian
         # However the worker ends: multiprocessing waits for children at exit, and vLLM's end only when they are told.
         engine._at_exit = multiprocessing.util.Finalize(None, engine.close, exitpriority=_BEFORE_CHILDREN_ARE_JOINED)

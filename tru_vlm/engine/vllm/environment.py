@@ -6,9 +6,11 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
-from tru_vlm.engine.vllm.guardian import MARK
+from tru_vlm.engine.vllm.guardian import MARK, Guardian
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SOCKETS = "VLLM_RPC_BASE_PATH"
+"""Where vLLM's processes make the sockets by which they speak to each other; it removes none of them."""
 
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",  # a self-hosted server tells nobody what it does
@@ -36,13 +38,23 @@ def prepare_environment(devices: Sequence[str], environment: MutableMapping[str,
 
 
 @contextlib.contextmanager
-def marked_children(mark: str) -> Iterator[None]:
-    """Processes that are started meanwhile bear the mark of ``guardian.py``."""
-    os.environ[MARK] = mark
+def guarded_children(mark: str) -> Iterator[Guardian]:
+    """Processes that are started meanwhile bear the guardian's mark, and make their sockets in its folder.
+
+    The guardian is closed where the block raises, and else its owner's.
+    """
+    chosen = os.environ.get(SOCKETS)
+    guardian = Guardian(mark, parent=chosen)
+    os.environ.update({MARK: mark, SOCKETS: str(guardian.folder)})
     try:
-        yield
+        yield guardian
+    except BaseException:
+        guardian.close()
+        raise
     finally:
-        del os.environ[MARK]
+        del os.environ[MARK], os.environ[SOCKETS]
+        if chosen is not None:
+            os.environ[SOCKETS] = chosen
 
 
 def visible_devices(devices: Sequence[str], environment: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
-"""A process that outlives its maker by a moment, and ends the children that the maker left behind.
+"""A process that outlives its maker by a moment, and clears away the children and the files that the maker left behind.
 
 vLLM starts processes that do not notice when the worker that started them is killed: they would keep the card.  All of
-them have a mark in their environment.  Run by path with the mark as its argument, this file waits until the other end
-of its standard input is closed, which the system does however the maker ends, and then kills whoever bears the mark.
+them have a mark in their environment.  The files of their sockets stay even after an orderly end.  Run by path with the
+mark and a folder as its arguments, this file waits until the other end of its standard input is closed, which the
+system does however the maker ends; then it kills whoever bears the mark and removes the folder.
 
 It knows nothing of vLLM, and of this project's other modules.
 """
@@ -10,9 +11,11 @@ It knows nothing of vLLM, and of this project's other modules.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,18 +32,28 @@ class Guardian:
 
     Args:
         mark: tells the children from everybody else's.
+        parent: where to make the children's folder; None takes the system's folder for temporary files.
+
+    Attributes:
+        folder: for the children's files: nobody else's, and removed when they have ended.
     """
 
-    def __init__(self, mark: str) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this file
-            [sys.executable, "-I", "-S", __file__, mark],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # what is sent to the maker's group is not for it
-        )
+    def __init__(self, mark: str, parent: str | None = None) -> None:
+        # A short name: what lies in it are Unix sockets, whose whole path has room for 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="vllm-", dir=parent)).absolute()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this file
+                [sys.executable, "-I", "-S", __file__, mark, str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # what is sent to the maker's group is not for it
+            )
+        except OSError:
+            self.folder.rmdir()
+            raise
 
     def close(self) -> bool:
-        """Have it end the children that are left, and wait until it has; whether there were any."""
+        """Have it end the children that are left and remove the folder, and wait for it; whether any were left."""
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
         self._process.stdin.close()
         return self._process.wait() == _LEFT_BEHIND
@@ -62,7 +75,7 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def _watch(mark: str) -> int:
+def _watch(mark: str, folder: str) -> int:
     """The exit status: 0 when nobody was left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -79,8 +92,9 @@ def _watch(mark: str) -> int:
             except ProcessLookupError:
                 continue
         time.sleep(_PAUSE_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(_watch(sys.argv[1]))
+    sys.exit(_watch(sys.argv[1], sys.argv[2]))

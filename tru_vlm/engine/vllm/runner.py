@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 _SHUT_DOWN_SECONDS = 20.0
 """How long vLLM's processes may take to end before vLLM kills them: its own 5 s are too short for a busy machine."""
 
-_CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS = 25.0
+"""How long closing waits for vLLM: less than a server waits for a worker that stops (``WORKER_SECONDS`` of the LitServe
+seams).  Whatever is left then is the guardian's."""
+
+_RESET_SECONDS = 30.0
 _EMPTYING_SECONDS = 0.01
 
 
@@ -102,7 +106,7 @@ class Runner:
         try:
             self.llm = self._in_loop(_call(make_llm)).result()
         except BaseException:
-            self._stop_loop()
+            self._stop_loop(time.monotonic() + _CLOSE_SECONDS)
             raise
 
     @property
@@ -137,24 +141,25 @@ class Runner:
 
     def forget_caches(self) -> None:
         """Empty vLLM's caches; nothing runs."""
-        self._in_loop(self._empty_caches()).result(_CLOSE_SECONDS)
+        self._in_loop(self._empty_caches()).result(_RESET_SECONDS)
         self.mm_cache_queries = self.mm_cache_hits = 0
 
     def close(self) -> None:
-        """End vLLM's processes and the thread."""
+        """End vLLM's processes and the thread, as far as they end in time."""
+        deadline = time.monotonic() + _CLOSE_SECONDS
         try:
             self._in_loop(self._shut_down()).result(_CLOSE_SECONDS)
         except Exception:
             log.exception("vLLM did not shut down")
-        self._stop_loop()
+        self._stop_loop(deadline)
         del self.llm  # its finalizer needs the interpreter whole
 
     def _in_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _stop_loop(self) -> None:
+    def _stop_loop(self, deadline: float) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_SECONDS)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if not self._thread.is_alive():
             self._loop.close()
 
