@@ -33,6 +33,7 @@ def elastic_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """The running application on the demo model, with one server that is idle."""
     os.environ["PYTHONPATH"] = str(ROOT)  # for the nodes, which are processes of this machine
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     # Ray would kill actors for the memory of what else runs on this machine.
     os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - Ray's own spelling
     import ray
@@ -83,6 +84,8 @@ def elastic_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         wait_until(lambda: _answers(fleet.base), "the gateway answers")
         yield fleet
     finally:
+        with contextlib.suppress(Exception):
+            fleet.close()
         ray.shutdown()
         cluster.shutdown()
     wait_until(lambda: not fleet.ports(), "no process of a server is left")

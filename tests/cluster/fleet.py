@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Fleet:
         found: dict[str, str] = {}
         while True:
             with contextlib.suppress(RayError):  # a server that has died is still known for a while
-                place = _Place(avoided=tuple(found))
+                place = self._place(avoided=tuple(found))
                 place.give_back()
                 if place.residence.server in found:  # there is no other
                     return found
@@ -93,11 +94,27 @@ class Fleet:
         """Want all servers until :meth:`release`, also when one dies: two places are taken in each, for no question."""
         if self._held:
             return
-        rush = [] if self.num_servers() == NUM_SERVERS else [_Place() for _ in range(2 * NUM_SERVERS)]
+        rush = [] if self.num_servers() == NUM_SERVERS else [self._place() for _ in range(2 * NUM_SERVERS)]
         wait_until(lambda: self.num_servers() == NUM_SERVERS, "all servers run")
-        self._held = [_Place(server=name) for name in self.addresses() for _ in range(2)]
+        self._held = [self._place(server=name) for name in self.addresses() for _ in range(2)]
         for place in rush:
             place.give_back()
+
+    def _place(self, **visit: Any) -> _Place:
+        """As a request takes one."""
+        from tru_vlm.cluster.visit import Visit
+
+        return _Place(self._handle.options(stream=True).stay.remote(Visit(**visit)))
+
+    @cached_property
+    def _handle(self) -> Any:
+        from ray import serve
+
+        return serve.get_deployment_handle("server", app_name="tru")
+
+    def close(self) -> None:
+        """Stop what tells Ray of this process's places: it would start a cluster to do so when this one is gone."""
+        self._handle.shutdown()
 
     def release(self) -> None:
         """Give the places back."""
@@ -123,16 +140,11 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 class _Place:
-    """A place in a server, as a request has one, until it is given back."""
+    """A place in a server, until it is given back."""
 
-    def __init__(self, **visit: Any) -> None:
-        from ray import serve
-
-        from tru_vlm.cluster.visit import Visit
-
-        handle = serve.get_deployment_handle("server", app_name="tru").options(stream=True)
-        self._stay = handle.stay.remote(Visit(**visit))
-        self.residence = next(iter(self._stay))
+    def __init__(self, stay: Any) -> None:
+        self._stay = stay
+        self.residence = next(iter(stay))
 
     def give_back(self) -> None:
         self._stay.cancel()
