@@ -1,6 +1,6 @@
 """Requests per second and time to first token, side by side in one run: ours, and the servers that people use instead.
 
-    python benchmarks/serving.py [--peers PYTHON] [--at-once 1,4,8,16] [--rounds 3] [--folder DIR]
+    python benchmarks/serving.py [--peers PYTHON] [--at-once 1,4,8,16] [--rounds 3] [--clip 640x360@15] [--folder DIR]
 
 PYTHON is the interpreter of an environment with vLLM, Transformers' server and LitServe (`make peers`); without it only
 ours is measured. All answer the same questions about the same clips at loopback URLs: same checkpoint in float32, same
@@ -32,6 +32,7 @@ from load import Outcome, run_load, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, FPS, NUM_FRAMES = 10.0, 2.0, 20
+CLIP = (640, 360, 15.0)
 MAX_TOKENS = 64
 PROMPT = "Describe the video second by second."  # its answer has more than MAX_TOKENS tokens
 # `python -m http.server` lets five connections wait, and drops the next: its client comes again after a second.
@@ -73,8 +74,14 @@ class Cell:
     first_error: str | None
 
 
-def make_clips(folder: Path, count: int) -> None:
-    """Clips of the demo model's world, 640x360, with a silent audio track (one peer asks for one)."""
+def make_clips(folder: Path, count: int, clip: tuple[int, int, float] = CLIP) -> None:
+    """Clips of the demo model's world, with a silent audio track (one peer asks for one).
+
+    Args:
+        folder: where they go; those that are there already stay.
+        count: how many.
+        clip: their width, height and frames per second.
+    """
     sys.path.insert(0, str(ROOT))
     from demo_model.generator import clip_spec, encode
 
@@ -83,7 +90,7 @@ def make_clips(folder: Path, count: int) -> None:
         if path.exists():
             continue
         picture = folder / "picture.mp4"
-        encode(clip_spec(30_000 + number, duration_seconds=SECONDS, resolution=(640, 360), fps=15.0), picture)
+        encode(clip_spec(30_000 + number, duration_seconds=SECONDS, resolution=clip[:2], fps=clip[2]), picture)
         _with_silence(picture, path)
         picture.unlink()
 
@@ -254,6 +261,13 @@ def _row(num_at_once: int, name: str, group: list[Cell], own: list[float]) -> st
     return f"| {' | '.join(columns)} |"
 
 
+def clip_form(text: str) -> tuple[int, int, float]:
+    """A clip's width, height and frames per second, of "1920x1080@30"."""
+    size, _, fps = text.partition("@")
+    width, _, height = size.partition("x")
+    return int(width), int(height), float(fps)
+
+
 def main() -> None:
     """Parse the arguments, run the rounds, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,13 +276,14 @@ def main() -> None:
     parser.add_argument("--at-once", type=lambda text: [int(n) for n in text.split(",")], default=[1, 4, 8, 16])
     parser.add_argument("--scenarios", type=lambda text: text.split(","), default=list(SCENARIOS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clip", type=clip_form, default=CLIP, help="1920x1080@30, for instance")
     parser.add_argument("--folder", type=Path, help="keep clips and logs here")
     options = parser.parse_args()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.folder or Path(scratch)).resolve()
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        make_clips(folder / "clips", 1 + sum(map(requests_for, options.at_once)))
+        make_clips(folder / "clips", 1 + sum(map(requests_for, options.at_once)), options.clip)
         print(f"# load average before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores", flush=True)
         with clip_server(folder / "clips") as clips:
             cells = run_rounds(options, folder, clips)

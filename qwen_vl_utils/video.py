@@ -323,7 +323,8 @@ def _first_between(decoded: list[int], wanted: int, found: int) -> int | None:
 def _output(plan: VideoPlan, out: torch.Tensor | None) -> torch.Tensor:
     shape = (plan.num_frames, 3, plan.resized_height, plan.resized_width)
     if out is None:
-        return torch.empty(shape, dtype=torch.uint8)
+        with torch.inference_mode(mode=False):  # threads of ours write to it, and they are in no mode of the caller's
+            return torch.empty(shape, dtype=torch.uint8)
     if out.dtype != torch.uint8 or out.numel() < plan.num_bytes or not out.is_contiguous():
         raise ValueError(f"out must be contiguous uint8 of at least {plan.num_bytes} bytes")
     return out.view(-1)[: plan.num_bytes].view(shape)

@@ -7,6 +7,7 @@ import "./drop.js";
 import { clearErrors, fieldOf, markField, showError } from "./field_errors.js";
 import "./estimate.js";
 import "./files.js";
+import "./links.js";
 import { hold, release } from "./held_question.js";
 import { refresh } from "./library.js";
 import { clear, currentMedia, hideLinkField, seek, select, showLinkField, showStrip } from "./player.js";
@@ -232,7 +233,7 @@ register({
     row.remove();
   },
   async copy(button) {
-    await copyText(cardOf(button).querySelector(".answer-text").innerText);
+    await copyText(sourceOf(cardOf(button)));
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1600);
   },
@@ -243,6 +244,11 @@ register({
     form.requestSubmit();
   },
 });
+
+/** The answer as the model wrote it, in Markdown. */
+function sourceOf(card) {
+  return [...card.querySelectorAll(".block")].map((block) => block.dataset.source).join("").trim();
+}
 
 async function change(row, method, body) {
   const response = await fetch(`v1/chats/${row.dataset.chat}`, {

@@ -12,7 +12,13 @@ line.addEventListener("htmx:configRequest", (event) => {
   delete data.video_url;
   for (const [name, value] of Object.entries(data)) if (value === "") delete data[name];
 });
+line.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (!detail.isError) return;
+  detail.shouldSwap = false; // it is no error of the form
+  line.textContent = "There is no estimate: the server does not take more requests now.";
+});
+line.addEventListener("htmx:sendError", () => (line.textContent = "There is no estimate: the server could not be reached."));
 document.addEventListener("media:change", () => {
   const media = currentMedia();
-  line.textContent = media && !media.videoId ? "What the question takes is shown once the server has the video." : "";
+  line.textContent = !media ? "" : media.videoId ? "Estimating…" : "What the question takes is shown once the server has the video.";
 });

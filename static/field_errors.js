@@ -7,10 +7,12 @@ const slotOf = (name) => document.getElementById(`error-${name}`) ?? document.ge
 
 export const fieldOf = (name) => form.elements.namedItem(name);
 
-export function showError(name, message) {
+/** Show an error beside its field, and lead to the field if it is to be mended now. */
+export function showError(name, message, { leads = true } = {}) {
   const slot = slotOf(name);
   slot.textContent = message;
-  markField(slot.dataset.field);
+  if (leads) markField(slot.dataset.field);
+  else fieldOf(name)?.setAttribute("aria-invalid", "true");
 }
 
 /** Mark the field whose error is shown, and lead to it. */

@@ -44,5 +44,22 @@ document.addEventListener("htmx:afterSwap", ({ target }) => {
   if (target === slot) card.scrollIntoView({ block: "nearest" });
   document.dispatchEvent(new CustomEvent("job:open", { detail: card.dataset.job }));
 });
+
+// The keyboard's place: what had it may go with the swap, and a job's next state has other buttons.
+
+let hadFocus = false;
+
+for (const name of ["htmx:beforeSwap", "htmx:sseBeforeMessage"]) {
+  document.addEventListener(name, () => (hadFocus = slot.contains(document.activeElement)));
+}
+for (const name of ["htmx:afterSwap", "htmx:sseMessage"]) {
+  document.addEventListener(name, () => {
+    if (hadFocus && !slot.contains(document.activeElement)) {
+      (slot.querySelector(".job-actions :is(button, a)") ?? document.querySelector("#background summary")).focus();
+    }
+    hadFocus = false;
+  });
+}
+
 const opened = slot.querySelector(".job");
 if (opened) bind(opened);

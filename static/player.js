@@ -7,6 +7,8 @@ const linkInput = document.getElementById("video_url");
 const player = document.getElementById("player");
 const picture = document.getElementById("picture");
 const linkedFrame = document.getElementById("linked-frame");
+const linkNote = document.getElementById("linked-note");
+const linkNoteAtFirst = linkNote.textContent;
 const strips = document.getElementById("strips");
 
 // id -> { id, kind: "video" | "picture" | "link", name, size, url; upload: of a file; videoId: once the server keeps it }
@@ -35,6 +37,11 @@ export function chooseLink(url) {
 /** Show a video that the server keeps. */
 export function chooseKept(item) {
   show(remember(item));
+}
+
+/** What is being done about the link on the stage. */
+export function describeLink(text) {
+  linkNote.textContent = text;
 }
 
 export function select(id) {
@@ -89,6 +96,7 @@ function show(item) {
   setSource(picture, item?.kind === "picture" ? item.url : null);
   linkedFrame.hidden = true;
   document.getElementById("linked-host").textContent = item?.kind === "link" ? (parse(item.url)?.host ?? "") : "";
+  describeLink(linkNoteAtFirst);
   document.getElementById("media-name").textContent = item?.name ?? "";
   describe();
   showStrip("");

@@ -14,6 +14,16 @@ from support import ROOT
 ANSWER_MS = 90_000  # a bound for a busy machine; an answer takes a second
 SAMPLES_DIR = ROOT / "static" / "samples"
 SAMPLES = json.loads((SAMPLES_DIR / "samples.json").read_text())
+# An observer is called between two events of a stream, however late the page's next frame is.
+STOP_AT_FIRST_WORD = """() => {
+  const observer = new MutationObserver(() => {
+    const card = document.querySelector("#answers .answer");
+    if (!card?.querySelector(".answer-text").textContent) return;
+    observer.disconnect();
+    card.querySelector("#stop").click();
+  });
+  observer.observe(document.querySelector("#answers"), {childList: true, subtree: true, characterData: true});
+}"""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ask_page import AskPage
+from ask_page import AskPage, OpenPage
 from playwright.sync_api import Locator, expect
 
 
@@ -19,7 +19,19 @@ class Handles:
         for _ in range(times):
             handle.press(key)
 
+    def place(self, handle: Locator, share: float | None = None) -> tuple[float, float]:
+        """Where a handle's thumb is, or would be at a share of the clip."""
+        x, y, width, height, thumb, value = handle.evaluate(_THUMB)
+        share = value if share is None else share
+        return x + thumb / 2 + share * (width - thumb), y + height / 2
 
+
+_THUMB = """handle => {
+  const { x, y, width, height } = handle.getBoundingClientRect();
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const thumb = parseFloat(getComputedStyle(handle).getPropertyValue("--thumb")) * rem;
+  return [x, y, width, height, thumb, handle.value / handle.max];
+}"""
 _BOTTOM = "slot => scrollY + slot.getBoundingClientRect().bottom"
 
 
@@ -89,3 +101,50 @@ def test_handles_follow_the_fields_and_never_cross(ask_page: AskPage, handles: H
     expect(handles.end).to_have_value(length)
     expect(handles.start).to_be_focused()
     expect(page.get_by_role("button", name="Whole clip")).to_be_hidden()
+
+
+def test_handles_are_dragged_by_mouse(ask_page: AskPage, handles: Handles) -> None:
+    mouse = ask_page.page.mouse
+    for handle, share in ((handles.end, 0.3), (handles.start, 0.2), (handles.end, 0.8)):
+        mouse.move(*handles.place(handle))
+        mouse.down()
+        mouse.move(*handles.place(handle, share), steps=5)
+        mouse.up()
+        _expect_part(ask_page, handle, share)
+    mouse.move(*handles.place(handles.start))
+    mouse.down()
+    mouse.move(*handles.place(handles.start, 1.0), steps=5)  # over the other one
+    mouse.up()
+    assert float(handles.start.input_value()) == pytest.approx(float(handles.end.input_value()) - 0.1)
+
+
+def test_handles_are_dragged_by_a_finger_and_the_page_stays(open_page: OpenPage) -> None:
+    ask_page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    ask_page.choose_sample("triangle-then-square")
+    handles = Handles(ask_page)
+    handles.start.scroll_into_view_if_needed()
+    session = ask_page.page.context.new_cdp_session(ask_page.page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]})
+
+    scrolled = ask_page.page.evaluate("scrollY")
+    for handle, share in ((handles.start, 0.4), (handles.end, 0.7)):
+        (x, y), (to_x, _) = handles.place(handle), handles.place(handle, share)
+        touch("touchStart", (x, y))
+        for step in range(1, 6):
+            touch("touchMove", (x + (to_x - x) * step / 5, y + 4 * step))  # a finger does not go straight
+        touch("touchEnd")
+        _expect_part(ask_page, handle, share)
+    assert ask_page.page.evaluate("scrollY") == scrolled
+
+
+def _expect_part(ask_page: AskPage, handle: Locator, share: float) -> None:
+    """A handle, its field, its label and the player are where it was dragged to."""
+    value = float(handle.input_value())
+    seconds = share * float(handle.get_attribute("max") or "nan")
+    assert value == pytest.approx(seconds, abs=0.1)
+    is_start = handle.get_attribute("id") == "clip-start"
+    assert float(ask_page.page.input_value("#video_start" if is_start else "#video_end")) == value
+    expect(handle).to_have_attribute("aria-valuetext", f"0:{value:04.1f}")
+    ask_page.wait_until_seeked(value)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from ask_page import AskPage
+from ask_page import AskPage, OpenPage, clip_bytes, padded
 from playwright.sync_api import expect
+
+_GAP = """() => {
+  const [form, below] = ["ask", "background"].map((id) => document.getElementById(id).getBoundingClientRect());
+  return below.top - form.bottom;
+}"""
 
 
 def test_the_estimate_follows_the_settings_and_is_what_happens(ask_page: AskPage) -> None:
@@ -25,3 +30,21 @@ def test_the_estimate_follows_the_settings_and_is_what_happens(ask_page: AskPage
     expect(line.locator(".refusal")).to_contain_text("Would be refused:")
     page.click('[data-action="remove"]')
     expect(line).to_be_empty()
+
+
+def test_on_a_phone_the_line_has_a_place_only_with_a_video_and_moves_nothing_when_it_comes(open_page: OpenPage) -> None:
+    ask_page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = ask_page.page
+
+    def gap() -> float:
+        """Between the form and what is below the line."""
+        return float(page.evaluate(_GAP))
+
+    assert gap() < 30
+    ask_page.throttle_uploads(50_000)
+    ask_page.choose_file("large.mp4", padded(clip_bytes("red-circle"), 200_000))
+    expect(page.locator("#estimate")).to_contain_text("once the server has the video")
+    before = gap()
+    ask_page.throttle_uploads(-1)
+    expect(page.locator("#estimate")).to_contain_text("Estimate: 8 frames")
+    assert gap() == before

@@ -11,6 +11,8 @@ from support import Server
 from test_accessibility import check
 from watching import Brake
 
+_HAS_FOCUS = "() => document.querySelector('#job-slot .job').contains(document.activeElement)"
+
 
 def _card(ask_page: AskPage) -> Locator:
     return ask_page.page.locator("#job-slot .job")
@@ -71,12 +73,16 @@ def test_a_job_is_cancelled_and_resumed_from_a_page_that_came_later(open_page: O
         other.page.click("#jobs summary")
         row = other.page.locator("#job-rows li").first
         expect(row.get_by_role("progressbar")).to_be_visible()
-        _card(other).get_by_role("button", name="Cancel").click()
+        _card(other).get_by_role("button", name="Cancel").focus()
+        other.page.keyboard.press("Enter")
         _state(other, "Cancelled")
+        expect(_card(other).get_by_role("button", name="Resume")).to_be_focused()
         _state(ask_page, "Cancelled")
         expect(row).to_contain_text("Cancelled")
-        _card(other).get_by_role("button", name="Resume").click()
+        other.page.keyboard.press("Enter")
+        expect(_card(other).get_by_role("button", name="Cancel")).to_be_focused()
     _state(other, "Succeeded, 2 of 2 answered")
+    assert other.page.evaluate(_HAS_FOCUS), "the keyboard's place is on the card, whatever buttons it has now"
     expect(_card(other).locator(".job-questions > li").first).to_contain_text("red", ignore_case=True)
     expect(row).to_contain_text("Succeeded")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ask_page import ANSWER_MS, SAMPLES, AskPage, OpenPage, clip_bytes, padded
+from ask_page import ANSWER_MS, SAMPLES, STOP_AT_FIRST_WORD, AskPage, OpenPage, clip_bytes, padded
 from playwright.sync_api import expect
 
 from demo_model.generator import ClipSpec, Event, encode
@@ -15,16 +15,6 @@ from demo_model.questions import caption
 
 _TIME = re.compile(r"(\d+):(\d\d\.\d)")
 _LONG_QUESTION = "Describe the video second by second."
-# An observer is called between two events of a stream, however late the page's next frame is.
-_STOP_AT_FIRST_WORD = """() => {
-  const observer = new MutationObserver(() => {
-    const card = document.querySelector("#answers .answer");
-    if (!card?.querySelector(".answer-text").textContent) return;
-    observer.disconnect();
-    card.querySelector("#stop").click();
-  });
-  observer.observe(document.querySelector("#answers"), {childList: true, subtree: true, characterData: true});
-}"""
 
 
 def test_says_what_it_is_and_stays_at_home(ask_page: AskPage) -> None:
@@ -101,7 +91,7 @@ def test_stop_keeps_the_text_and_frees_the_server(ask_page: AskPage, tmp_path: P
     clip = ClipSpec(events=(Event("red", "circle", "moves left"),), duration_seconds=20.0, fps=10.0)
     ask_page.choose_file("long.mp4", encode(clip, tmp_path / "long.mp4").read_bytes())
     # At the first word, in the page itself: the demo model may have ended before a click from here arrives.
-    ask_page.page.evaluate(_STOP_AT_FIRST_WORD)
+    ask_page.page.evaluate(STOP_AT_FIRST_WORD)
     ask_page.ask(_LONG_QUESTION)
 
     expect(ask_page.latest).to_have_attribute("data-state", "stopped", timeout=ANSWER_MS)

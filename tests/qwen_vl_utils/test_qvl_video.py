@@ -19,6 +19,7 @@ from qwen_vl_utils import (
     InvalidTimeRangeError,
     SamplingOptions,
     VideoError,
+    fetch_video,
     read_video,
 )
 from qwen_vl_utils import video as video_module
@@ -284,3 +285,11 @@ def test_a_decoder_that_does_not_exist_is_named():
 def test_an_ntsc_rate_stays_exact(make_clip):
     video = read_video(make_clip(Clip("ntsc.mp4", fps=Fraction(30000, 1001))))
     assert video.source_fps == pytest.approx(30000 / 1001, rel=1e-12)
+
+
+def test_a_caller_in_inference_mode_gets_the_same_frames(make_clip, backend):
+    path = make_clip(Clip("h264.mp4"))
+    expected = read_video(path, backend=backend).frames
+    with torch.inference_mode():
+        assert torch.equal(read_video(path, backend=backend).frames, expected)
+        assert fetch_video({"video": str(path)}).shape[0] == 4

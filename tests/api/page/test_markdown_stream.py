@@ -62,6 +62,15 @@ def _ended(chunks: list[str]) -> str:
 
 
 @given(st.lists(_FRAGMENTS, max_size=40).map("".join), st.integers(1, 9))
+def test_the_sources_of_the_blocks_are_the_answer(text: str, size: int) -> None:
+    stream, sources = MarkdownStream(), dict[int, str]()
+    shown = [block for start in range(0, len(text), size) for block in stream.feed(text[start : start + size])]
+    for block in [*shown, *stream.finish()]:
+        sources[block.number] = block.source
+    assert "".join(sources.values()).strip() == text.strip()
+
+
+@given(st.lists(_FRAGMENTS, max_size=40).map("".join), st.integers(1, 9))
 def test_the_end_is_what_the_whole_gives(text: str, size: int) -> None:
     chunks = [text[start : start + size] for start in range(0, len(text), size)]
     assert _ended(chunks) == render_markdown(text)

@@ -74,7 +74,7 @@ def test_markup_of_a_model_stays_text(events: AnswerEvents) -> None:
 
 def test_time_in_a_delta_becomes_a_link_once_it_is_whole(renderer: PageRenderer) -> None:
     events = AnswerEvents(renderer, "token", address="?chat=chat-1")
-    assert b"4." not in events.render(DeltaEvent("r", "It is at <4."))
+    assert b"<p>It is at</p>" in events.render(DeltaEvent("r", "It is at <4."))
     sent = events.render(DeltaEvent("r", "25 seconds> it")).decode()
     assert 'data-seconds="4.250" href="?chat=chat-1#t=4.25"' in sent
 
@@ -82,7 +82,7 @@ def test_time_in_a_delta_becomes_a_link_once_it_is_whole(renderer: PageRenderer)
 def test_what_is_held_back_comes_before_the_end(events: AnswerEvents) -> None:
     assert events.render(DeltaEvent("r", "12")) == b""
     sent = events.render(DoneEvent(_answer("12")))
-    assert sent.startswith(b'event: delta\ndata: <div class="block" id="text-token-0"><p>12</p>')
+    assert sent.startswith(b'event: delta\ndata: <div class="block" id="text-token-0" data-source="12"><p>12</p>')
     assert b"\n\nevent: done\n" in sent
 
 

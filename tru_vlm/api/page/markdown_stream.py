@@ -30,10 +30,20 @@ _MARKER = re.compile(r"\\.|(?P<code>`+)|(?P<mark>\*{1,3}|_{1,3}|~~)")
 
 @dataclass(frozen=True, slots=True)
 class ShownBlock:
-    """A paragraph, list, table or so as HTML; one of the same number replaces the one before."""
+    """A paragraph, list, table or so as HTML; one of the same number replaces the one before.
+
+    Attributes:
+        number: from 0.
+        html: what is shown.
+        source: what it was made of; those of all blocks make the answer.
+    """
 
     number: int
     html: str
+    source: str
+
+
+_NOTHING = ShownBlock(0, "", "")
 
 
 class MarkdownStream:
@@ -48,18 +58,20 @@ class MarkdownStream:
         self._open = ""
         self._number = 0
         self._rendered_length = 0
-        self._shown = ""
+        self._shown = _NOTHING
 
     def feed(self, text: str) -> list[ShownBlock]:
         """What is to be shown now; the blocks before stay as they are."""
         self._open += text.replace("\r", "")
         if len(self._open) - self._rendered_length < len(self._open) // _SHARE:
             return []
-        return [*self._closed(), *self._last(_steady(self._open))]
+        closed = self._closed()
+        block = self._render(_steady(self._open), self._open)
+        return [*closed, *self._show(block, is_new=block.html != self._shown.html)]
 
     def finish(self) -> list[ShownBlock]:
         """What the end of the answer changes."""
-        return [*self._closed(), *self._last(self._open)]
+        return [*self._closed(), *self._whole(self._open)]
 
     def _closed(self) -> list[ShownBlock]:
         """The blocks behind which another one has begun, as far as lines tell that for sure."""
@@ -72,18 +84,24 @@ class MarkdownStream:
         return blocks
 
     def _next(self, text: str) -> list[ShownBlock]:
-        blocks = self._last(text)
+        blocks = self._whole(text)
         self._number += 1
-        self._shown = ""
+        self._shown = _NOTHING
         return blocks
 
-    def _last(self, text: str) -> list[ShownBlock]:
+    def _whole(self, text: str) -> list[ShownBlock]:
+        block = self._render(text, text)
+        return self._show(block, is_new=block != self._shown)
+
+    def _render(self, text: str, source: str) -> ShownBlock:
         self._rendered_length = len(self._open)
-        html = render_block(text, self._address)
-        if html == self._shown:
+        return ShownBlock(self._number, render_block(text, self._address), source)
+
+    def _show(self, block: ShownBlock, *, is_new: bool) -> list[ShownBlock]:
+        if not is_new or not (block.html or self._shown.html):
             return []
-        self._shown = html
-        return [ShownBlock(self._number, html)]
+        self._shown = block
+        return [block]
 
 
 def _steady(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -9,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tru_vlm.api.bodies import parse_object, validate
-from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST
+from tru_vlm.api.event_stream import CLIENT_CLOSED_REQUEST, unless_client_leaves
 from tru_vlm.api.kept_videos.videos_openapi import (
     KEEP_BODY,
     KEEP_RESPONSES,
@@ -41,16 +42,13 @@ def build_router(service: InferenceService) -> APIRouter:
     @router.post("/v1/videos", openapi_extra=KEEP_BODY, responses=KEEP_RESPONSES)
     async def keep(request: Request) -> Response:
         """Keep a video or image, from a form or from a URL; questions then name it by its `video_id`."""
-        owner = owner_of(request)
-        content_type = content_type_of(request)
         try:
-            if content_type.startswith("multipart/form-data"):
-                video, is_new = await library.receive(request.stream(), content_type, owner=owner)
-            else:
-                body = validate(KeepUrlBody, parse_object(await receive_json(service, request)))
-                video, is_new = await library.fetch(body.video_url, body.filename, owner=owner)
+            kept = await _keep(service, request)
         except ClientDisconnect:
+            kept = None
+        if kept is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        video, is_new = kept
         location = f"/v1/videos/{video.content.sha256}"
         return JSONResponse(shown(video).model_dump(), 201 if is_new else 200, {"Location": location})
 
@@ -113,4 +111,20 @@ def video_answer(video: Video, expires_at: float | None) -> KeptVideoAnswer:
         num_frames=content.num_frames,
         created_at=int(video.created_at),
         expires_at=None if expires_at is None else int(expires_at),
+    )
+
+
+async def _keep(service: InferenceService, request: Request) -> tuple[Video, bool] | None:
+    """The video of a body of either kind, and whether it is new; None if the client left while it was fetched.
+
+    Raises:
+        TruError: it cannot be kept.
+        ClientDisconnect: the client left while it sent.
+    """
+    owner, content_type = owner_of(request), content_type_of(request)
+    if content_type.startswith("multipart/form-data"):
+        return await service.library.receive(request.stream(), content_type, owner=owner)
+    body = validate(KeepUrlBody, parse_object(await receive_json(service, request)))
+    return await unless_client_leaves(
+        partial(service.library.fetch, body.video_url, body.filename, owner=owner), request
     )
