@@ -68,7 +68,7 @@ class ServerReplica:
             "HOST": bound,
             "PORT": str(port),
         }
-        # The end of its input kills it, see guarded.py.
+        # The end of its input kills it, see guarded.py; `communicate` ends it, and waits.
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tru_vlm.cluster.guarded"], stdin=subprocess.PIPE, env=environment
         )
@@ -84,7 +84,7 @@ class ServerReplica:
             except httpx.TransportError:
                 pass
             time.sleep(_POLL_SECONDS)
-        self._server.stdin.close()
+        self._server.communicate()
         raise RuntimeError(f"The server did not become ready within {seconds:g} s.")
 
     def _check_running(self) -> None:
@@ -113,8 +113,7 @@ class ServerReplica:
             server.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
             logger.warning("the server did not end within %g s; it is killed", self._stop_seconds)
-        server.stdin.close()
-        server.wait()
+        server.communicate()
 
 
 def _address(host: str, port: int) -> str:
