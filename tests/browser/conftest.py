@@ -14,7 +14,7 @@ from support import Server, require
 
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 _FLAGS += ["--disable-component-update", "--disable-sync"]
-_DESKTOP = {"width": 1280, "height": 900}
+_PROFILE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
 
 
 def _chromium() -> str | None:
@@ -36,20 +36,33 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+@pytest.fixture(scope="module")
+def profile(browser: Browser) -> Iterator[BrowserContext]:
+    """A profile for a file's tests: a fresh one takes longer to open the page than most tests need for the rest."""
+    with browser.new_context(**_PROFILE) as context:
+        yield context
+
+
 @pytest.fixture
-def open_page(browser: Browser, server: Server) -> Iterator[OpenPage]:
-    """Opens the page in a fresh profile; at the end of the test, it must have behaved."""
-    opened: list[tuple[BrowserContext, AskPage]] = []
+def open_page(browser: Browser, profile: BrowserContext, server: Server) -> Iterator[OpenPage]:
+    """Opens the page, with options in a profile of its own; at the end of the test, it must have behaved."""
+    opened: list[AskPage] = []
 
     def open_(base: str = server.base, **options: Any) -> AskPage:
-        context = browser.new_context(**{"viewport": _DESKTOP, "reduced_motion": "reduce", **options})
+        context = browser.new_context(**_PROFILE | options) if options else profile
         page = AskPage(context.new_page(), base)
-        opened.append((context, page))
+        opened.append(page)
         return page
 
     yield open_
-    for context, page in opened:
-        context.close()
+    for page in opened:
+        if page.page.context is profile:
+            page.page.evaluate("localStorage.clear()")
+            page.page.close()
+        else:
+            page.page.context.close()
+    profile.clear_cookies()
+    for page in opened:
         assert page.watch.faults == [], page.watch.faults
 
 

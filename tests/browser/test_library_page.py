@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import requests
 from ask_page import AskPage, OpenPage, clip_bytes, padded
 from playwright.sync_api import Locator, expect
-from support import Server, start_server
+from support import Server
 
 _NUM_VIDEOS = 22
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a library of its own."""
-    running = start_server(tmp_path_factory.mktemp("library"), MAX_NEW_TOKENS="64")
-    try:
-        yield running
-    finally:
-        running.stop()
 
 
 def _keep(base: str, name: str, content: bytes) -> str:
