@@ -64,7 +64,7 @@ VLLM_TESTS := tests/engine/test_contract.py tests/engine/test_vllm_prompts.py te
   tests/http/test_vllm_server.py
 
 # Ray starts processes on every core and warns in its own way: it does not run beside the other tests.
-test-ray: $(VENV)/.dev  ## a real Ray cluster of three nodes on this machine, one of which is killed
+test-ray: $(VENV)/.dev  ## a real Ray cluster on this machine: servers that come and go, a node that is killed
 	TRU_TEST_RAY=1 $(BIN)/python -m pytest -n 0 -W default --disable-warnings tests/cluster/test_ray_cluster.py $(ARGS)
 
 # The other end of the ranges in pyproject.toml: each requirement at its lowest, and what these need at its newest. Test

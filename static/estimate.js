@@ -18,7 +18,13 @@ line.addEventListener("htmx:beforeSwap", ({ detail }) => {
   line.textContent = "There is no estimate: the server does not take more requests now.";
 });
 line.addEventListener("htmx:sendError", () => (line.textContent = "There is no estimate: the server could not be reached."));
-document.addEventListener("media:change", () => {
+
+function showWhatIsAwaited() {
   const media = currentMedia();
-  line.textContent = !media ? "" : media.videoId ? "Estimating…" : "What the question takes is shown once the server has the video.";
-});
+  if (!media) line.textContent = "";
+  else if (media.videoId) line.textContent = "Estimating…";
+  else if (media.upload?.state === "refused") line.textContent = "There is no estimate, since the server does not take the file.";
+  else line.textContent = "What the question takes is shown once the server has the video.";
+}
+
+for (const name of ["media:change", "media:arrived"]) document.addEventListener(name, showWhatIsAwaited);

@@ -11,6 +11,11 @@ const input = document.getElementById("video");
 const limit = Number(input.dataset.maxBytes);
 
 export function takeFiles(files) {
+  if (files.length) document.querySelector(".samples-field")?.before(document.querySelector(".shelf")); // what one has goes first
+  show(files);
+}
+
+function show(files) {
   let isShown = false;
   for (const file of files) {
     const upload = new Upload(file, faultOf(file));
@@ -33,7 +38,7 @@ input.addEventListener("change", () => {
 register({
   async sample(button) {
     const response = await fetch(button.dataset.url);
-    takeFiles([new File([await response.blob()], button.dataset.name, { type: "video/mp4", lastModified: 0 })]);
+    show([new File([await response.blob()], button.dataset.name, { type: "video/mp4", lastModified: 0 })]);
     const prompt = document.getElementById("prompt");
     if (!prompt.value.trim()) prompt.value = prompt.placeholder;
   },

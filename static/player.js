@@ -9,6 +9,8 @@ const picture = document.getElementById("picture");
 const linkedFrame = document.getElementById("linked-frame");
 const linkNote = document.getElementById("linked-note");
 const linkNoteAtFirst = linkNote.textContent;
+const noPreview = document.getElementById("no-preview");
+const noPreviewAtFirst = noPreview.textContent;
 const strips = document.getElementById("strips");
 
 // id -> { id, kind: "video" | "picture" | "link", name, size, url; upload: of a file; videoId: once the server keeps it }
@@ -25,6 +27,7 @@ export function chooseFile(file, upload) {
   upload.ended.then((state) => {
     item.videoId = upload.videoId;
     if (item !== current) return;
+    describeFault();
     if (state === "cancelled") clear();
     else document.dispatchEvent(new CustomEvent("media:arrived"));
   });
@@ -90,6 +93,7 @@ function show(item) {
   current = item;
   panel.dataset.state = item?.kind ?? "empty";
   panel.classList.remove("unplayable", "asked");
+  panel.scrollTop = 0;
   if (item?.kind !== "link") linkInput.value = "";
   else if (linkInput.value !== item.url) linkInput.value = item.url;
   setSource(player, item?.kind === "video" ? item.url : null);
@@ -99,6 +103,7 @@ function show(item) {
   describeLink(linkNoteAtFirst);
   document.getElementById("media-name").textContent = item?.name ?? "";
   describe();
+  describeFault();
   showStrip("");
   document.dispatchEvent(new CustomEvent("media:change", { detail: item }));
 }
@@ -119,6 +124,12 @@ function describe() {
     facts.push(`${player.duration.toFixed(1)} s`, `${player.videoWidth} × ${player.videoHeight}`);
   }
   document.getElementById("media-detail").textContent = facts.join(" · ");
+}
+
+/** Why there may be nothing to see. */
+function describeFault() {
+  const isRefused = current?.upload?.state === "refused";
+  noPreview.textContent = isRefused ? "The server does not take this file." : noPreviewAtFirst;
 }
 
 /** Mark the frame that the model saw at or just before a time; where nothing plays, show it. */

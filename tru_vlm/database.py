@@ -8,6 +8,8 @@ after ``kill -9`` or a power cut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ T = TypeVar("T")
 _NUM_READERS = 2
 _BUSY_SECONDS = 30.0
 _RETRY_SECONDS = 10.0
+_RESERVE_BYTES = 1 << 20
 
 
 def like_pattern(words: str) -> str:
@@ -47,6 +50,7 @@ class Database:
         self.path = path
         self._journal_mode = "DELETE" if is_shared else "WAL"
         self._migrations = tuple(migrations)
+        self._reserve = path.with_name(f"{path.name}-reserve")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="tru-db-write")
         self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="tru-db-read")
         self._connections = threading.local()
@@ -72,7 +76,14 @@ class Database:
         Raises:
             UnavailableError: if the disk is full, read-only or broken, or another process keeps the file locked.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._transaction, "IMMEDIATE", work)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+
+    async def free(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """As :meth:`run`, for work that makes room: a full disk does not stop it, since some space is set aside for it.
+
+        ``work`` may be called twice; the first call is undone.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._make_room, work)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do ``work``, which only reads, on one consistent state of the file, beside what writes.
@@ -81,6 +92,32 @@ class Database:
             UnavailableError: if another process keeps the file locked.
         """
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._transaction, "DEFERRED", work)
+
+    def _make_room(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._write(work)
+        except UnavailableError as error:
+            if not _is_full(error.__cause__) or not self._reserve.exists():
+                raise
+        # A transaction needs space before it gives any back.
+        self._reserve.unlink(missing_ok=True)
+        return self._transaction("IMMEDIATE", work)
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        result = self._transaction("IMMEDIATE", work)
+        self._set_aside()
+        return result
+
+    def _set_aside(self) -> None:
+        """Take the space that :meth:`free` may use, if there is any."""
+        if self._reserve.exists():
+            return
+        try:
+            # Random, so that no file system finds a shorter form for it.
+            self._reserve.write_bytes(os.urandom(_RESERVE_BYTES))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._reserve.unlink()
 
     def _transaction(self, kind: str, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection()
@@ -130,6 +167,7 @@ class Database:
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
+            self._set_aside()
         except (sqlite3.Error, OSError) as error:
             raise DatabaseError(f"{self.path} cannot be used as a database: {error}.") from error
 
@@ -158,6 +196,10 @@ _TEMPORARY = {
     sqlite3.SQLITE_IOERR: "its disk reports an error",
     sqlite3.SQLITE_BUSY: "another process holds the database",
 }
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _statements(script: str) -> list[str]:

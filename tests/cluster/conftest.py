@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine: the head with the gateway, and two with a server each."""
+"""A Ray cluster of three nodes on this machine: the head with the gateway, and two with room for a server each."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The running application on the demo model."""
+def elastic_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The running application on the demo model, with one server that is idle."""
     os.environ["PYTHONPATH"] = str(ROOT)  # for the nodes, which are processes of this machine
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    # Ray would kill actors for the memory of what else runs on this machine.
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - Ray's own spelling
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
@@ -57,8 +60,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         options = ClusterOptions(
-            min_servers=NUM_SERVERS,
+            min_servers=1,
             max_servers=NUM_SERVERS,
+            target_requests=1,
+            look_back_seconds=11,
+            upscale_delay_seconds=0,
+            downscale_delay_seconds=0,
             cpus_per_server=1,
             server_resources={"server": 1},
             gateway_resources={"head": 0.1},
@@ -66,6 +73,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             settings={
                 "STORAGE_DIR": str(storage),
                 "ALLOW_PRIVATE_URLS": "true",
+                "FETCH_TIMEOUT_SECONDS": "600",
                 "DECODE_PROCESSES": "1",
                 "DRAIN_SECONDS": "5",
                 "JOB_CONCURRENCY": "1",
@@ -74,13 +82,20 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         )
         serve.run(build(options), name="tru", route_prefix="/")
         wait_until(lambda: _answers(fleet.base), "the gateway answers")
-        wait_until(fleet.is_ready, "all servers run")
         yield fleet
     finally:
         with contextlib.suppress(Exception):
-            serve.shutdown()
+            fleet.close()
         ray.shutdown()
         cluster.shutdown()
+    wait_until(lambda: not fleet.ports(), "no process of a server is left")
+
+
+@pytest.fixture(scope="session")
+def fleet(elastic_fleet: Fleet) -> Fleet:
+    """The same with all its servers."""
+    elastic_fleet.hold()
+    return elastic_fleet
 
 
 def _answers(base: str) -> bool:

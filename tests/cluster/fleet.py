@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = TIME
 
 @dataclass
 class Fleet:
-    """The cluster, and the address of its gateway."""
+    """The cluster, and the address of its gateway.
+
+    It has as many servers as the requests in it want, which is one where there are none.
+    """
 
     base: str
     storage: Path
     cluster: Any
     nodes: list[Any] = field(default_factory=list)
+    _held: list[_Place] = field(default_factory=list)
 
     def add_node(self) -> None:
         """A machine with room for one server."""
@@ -70,18 +75,62 @@ class Fleet:
         from ray.exceptions import RayError
 
         found: dict[str, str] = {}
-        for number in range(20):
+        while True:
             with contextlib.suppress(RayError):  # a server that has died is still known for a while
-                residence = _residence(f"look {number}")
-                found[residence.server] = residence.address
-        return found
+                place = self._place(avoided=tuple(found))
+                place.give_back()
+                if place.residence.server in found:  # there is no other
+                    return found
+                found[place.residence.server] = place.residence.address
 
-    def is_ready(self) -> bool:
-        """Whether all servers are."""
+    def num_servers(self) -> int:
+        """Those that are ready, where all are; 0 while one comes or goes."""
         from ray import serve
 
-        servers = serve.status().applications["tru"].deployments["server"]
-        return servers.replica_states.get("RUNNING", 0) == NUM_SERVERS
+        states = serve.status().applications["tru"].deployments["server"].replica_states
+        return states["RUNNING"] if set(states) == {"RUNNING"} else 0
+
+    def hold(self) -> None:
+        """Want all servers until :meth:`release`, also when one dies: two places are taken in each, for no question."""
+        if self._held:
+            return
+        rush = [] if self.num_servers() == NUM_SERVERS else [self._place() for _ in range(2 * NUM_SERVERS)]
+        wait_until(lambda: self.num_servers() == NUM_SERVERS, "all servers run")
+        self._held = [self._place(server=name) for name in self.addresses() for _ in range(2)]
+        for place in rush:
+            place.give_back()
+
+    def _place(self, **visit: Any) -> _Place:
+        """As a request takes one."""
+        from tru_vlm.cluster.visit import Visit
+
+        return _Place(self._handle.options(stream=True).stay.remote(Visit(**visit)))
+
+    @cached_property
+    def _handle(self) -> Any:
+        from ray import serve
+
+        return serve.get_deployment_handle("server", app_name="tru")
+
+    def close(self) -> None:
+        """Stop what tells Ray of this process's places: it would start a cluster to do so when this one is gone."""
+        self._handle.shutdown()
+
+    def release(self) -> None:
+        """Give the places back."""
+        for place in self._held:
+            place.give_back()
+        self._held.clear()
+
+    def ports(self) -> set[int]:
+        """Those of the servers of which any process is left."""
+        found = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                environment = process.environ()
+                if environment.get("STORAGE_DIR") == str(self.storage) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.add(int(environment["PORT"]))
+        return found
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -90,13 +139,12 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def _residence(key: str) -> Any:
-    from ray import serve
+class _Place:
+    """A place in a server, until it is given back."""
 
-    from tru_vlm.cluster.visit import Visit
+    def __init__(self, stay: Any) -> None:
+        self._stay = stay
+        self.residence = next(iter(stay))
 
-    stay = serve.get_deployment_handle("server", app_name="tru").options(stream=True).stay.remote(Visit(key))
-    try:
-        return next(iter(stay))
-    finally:
-        stay.cancel()
+    def give_back(self) -> None:
+        self._stay.cancel()

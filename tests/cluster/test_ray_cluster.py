@@ -1,4 +1,7 @@
-"""On a real Ray cluster: the plain server's answers, a video's requests together, and a node that dies under load."""
+"""On a real Ray cluster: servers that come and go with the load, the plain server's answers, a node that dies.
+
+The tests run in this order: the first adds the second server, which the last one loses.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,27 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload
-from fleet import Fleet, wait_until
+from fleet import NUM_SERVERS, Fleet, wait_until
+from watching import HoldingHost, TricklingHost
 from websockets.sync.client import connect
 
 ENDLESS = {"max_tokens": 20_000, "ignore_eos": True, "temperature": 0.0}
 GREEDY = {"temperature": 0.0}
-NUM_ITEMS = 4
+NUM_ITEMS = 3
 
 
 @pytest.fixture(scope="module")
-def video_id(fleet: Fleet, clips: dict[str, Path]) -> str:
+def video_id(elastic_fleet: Fleet, clips: dict[str, Path]) -> str:
     with clips["two"].open("rb") as file:
-        kept = requests.post(f"{fleet.base}/v1/videos", files={"video": file}, timeout=TIMEOUT)
+        kept = requests.post(f"{elastic_fleet.base}/v1/videos", files={"video": file}, timeout=TIMEOUT)
     assert kept.status_code == 201, kept.text
     return str(kept.json()["id"])
 
@@ -48,6 +53,19 @@ def home_of(fleet: Fleet, key: str) -> str:
 def key_of(fleet: Fleet, server: str) -> str:
     """A routing key whose home a server is."""
     return next(key for key in map(str, range(100)) if home_of(fleet, key) == server)
+
+
+def test_load_adds_a_server(elastic_fleet: Fleet) -> None:
+    assert elastic_fleet.num_servers() == 1
+    with TricklingHost() as host, ExitStack() as running:  # requests that last, and leave the cores to the new server
+        body = json.dumps({"video_url": host.url, "prompt": QUESTION})
+        for _ in range(6):
+            client = HTTPConnection(elastic_fleet.base.removeprefix("http://"), timeout=TIMEOUT)
+            running.callback(client.close)
+            client.request("POST", "/v1/inference/url", body, {"Content-Type": "application/json"})
+        wait_until(lambda: elastic_fleet.num_servers() == NUM_SERVERS, "a second server runs")
+        elastic_fleet.hold()  # for the other tests
+    assert len(elastic_fleet.addresses()) == len(elastic_fleet.ports()) == NUM_SERVERS
 
 
 def test_the_answers_are_the_plain_servers(fleet: Fleet, clips: dict[str, Path], video_id: str) -> None:
@@ -131,53 +149,60 @@ class Listener(threading.Thread):
         self.told += self._stream
 
 
-def test_a_node_dies_under_load(fleet: Fleet, video_id: str) -> None:
+def test_a_node_dies_under_load(fleet: Fleet, clips: dict[str, Path], video_id: str) -> None:
     addresses = fleet.addresses()
-    item = {
-        "video_id": video_id,
-        "prompt": QUESTION,
-        "generation_params": {**GREEDY, "max_tokens": 400, "ignore_eos": True},
-    }
-    job = requests.post(f"{fleet.base}/v1/inference/batch", json={"items": [item] * NUM_ITEMS}, timeout=TIMEOUT).json()
+    with HoldingHost(clips["one"]) as host:
+        about = [{"video_url": host.url}, *[{"video_id": video_id}] * (NUM_ITEMS - 1)]
+        items = [{**video, "prompt": QUESTION, "generation_params": GREEDY} for video in about]
+        job = requests.post(f"{fleet.base}/v1/inference/batch", json={"items": items}, timeout=TIMEOUT).json()
+        assert host.was_asked.wait(TIMEOUT)
+        (doomed,) = [name for name, address in addresses.items() if runs_jobs(address)]
+        (other,) = set(addresses) - {doomed}
+        host.was_asked.clear()
 
-    def results() -> dict[int, Any]:
-        lines = requests.get(f"{fleet.base}/v1/jobs/{job['id']}/results", timeout=TIMEOUT).text.splitlines()
-        return {line["index"]: line["response"] for line in map(json.loads, lines)}
+        keys = {name: key_of(fleet, name) for name in addresses}
+        dying = [Listener(ask(fleet.base, video_id, key=keys[doomed], stream=True, **ENDLESS)) for _ in range(2)]
+        living = Listener(ask(fleet.base, video_id, key=keys[other], stream=True, max_tokens=200, ignore_eos=True))
+        fleet.kill_node(fleet.node_of(addresses[doomed]))
+        for listener in (*dying, living):
+            listener.join(TIMEOUT)
+            assert not listener.is_alive()
+            assert sum(name in {"done", "error"} for name, _ in listener.told) == 1
+        lost = [(name, data["error"]["code"]) for name, data in (listener.told[-1] for listener in dying)]
+        assert lost == [("error", "server_lost")] * 2
+        assert living.told[-1][0] == "done"
 
-    def at_work() -> list[str]:
-        return [name for name, address in addresses.items() if runs_jobs(address)]
-
-    found: list[str] = []
-    wait_until(lambda: found.extend(at_work()) or found, "a server runs the job")
-    (doomed,) = found  # no other one does
-    (other,) = set(addresses) - {doomed}
-
-    dying = [Listener(ask(fleet.base, video_id, key=key_of(fleet, doomed), stream=True, **ENDLESS)) for _ in range(2)]
-    living = Listener(ask(fleet.base, video_id, key=key_of(fleet, other), stream=True, max_tokens=400, ignore_eos=True))
-    fleet.kill_node(fleet.node_of(addresses[doomed]))
-    for listener in (*dying, living):
-        listener.join(TIMEOUT)
-        assert not listener.is_alive()
-        assert sum(name in {"done", "error"} for name, _ in listener.told) == 1
-    assert [(name, data["error"]["code"]) for name, data in (d.told[-1] for d in dying)] == [
-        ("error", "server_lost")
-    ] * 2
-    assert living.told[-1][0] == "done"
-
-    # The one that is left answers what belonged to the other, and does its jobs.
-    answer = ask(fleet.base, video_id, key=key_of(fleet, other))
-    assert (answer.status_code, answer.headers["X-Served-By"]) == (200, other)
-    wait_until(lambda: len(results()) == NUM_ITEMS, "the job's end", seconds=240)
-    assert all(response["status_code"] == 200 for response in results().values())
-    ended = requests.get(f"{fleet.base}/v1/jobs/{job['id']}", timeout=TIMEOUT).json()
-    assert (ended["status"], ended["counts"]["succeeded"]) == ("succeeded", NUM_ITEMS)
+        # The one that is left answers what belonged to the other, and does its job, which was not lost.
+        answer = ask(fleet.base, video_id, key=keys[doomed])
+        assert (answer.status_code, answer.headers["X-Served-By"]) == (200, other)
+        assert host.was_asked.wait(TIMEOUT), "what had begun is begun again"
+        host.may_send.set()
+        wait_until(lambda: job_of(fleet, job)["status"] == "succeeded", "the job's end")
+    assert job_of(fleet, job)["counts"]["succeeded"] == NUM_ITEMS
+    lines = requests.get(f"{fleet.base}/v1/jobs/{job['id']}/results", timeout=TIMEOUT).text.splitlines()
+    assert [json.loads(line)["response"]["status_code"] for line in lines] == [200] * NUM_ITEMS
 
     fleet.add_node()
-    wait_until(lambda: len(fleet.addresses()) == len(addresses), "a new server on the new node")
-    new = next(iter(set(fleet.addresses()) - {other}))
+    wait_until(lambda: fleet.num_servers() == NUM_SERVERS, "a new server on the new node")
+    (new,) = set(fleet.addresses()) - {other}
     assert ask(fleet.base, video_id, key=key_of(fleet, new)).json()["text"] == answer.json()["text"]
 
 
 def runs_jobs(address: str) -> bool:
     """Whether this server has begun items of a job that goes on."""
     return bool(requests.get(f"{address}/v1/health/detailed", timeout=TIMEOUT).json()["jobs"]["items_running"])
+
+
+def job_of(fleet: Fleet, job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = requests.get(f"{fleet.base}/v1/jobs/{job['id']}", timeout=TIMEOUT).json()
+    return found
+
+
+def test_less_load_removes_a_server(fleet: Fleet, video_id: str) -> None:
+    assert len(fleet.ports()) == NUM_SERVERS
+    fleet.release()
+    wait_until(lambda: fleet.num_servers() == 1, "one server runs")
+    wait_until(lambda: len(fleet.ports()) == 1, "the other one has ended, with all its processes")
+    (address,) = fleet.addresses().values()
+    assert {int(address.rpartition(":")[2])} == fleet.ports()
+    assert ask(fleet.base, video_id).status_code == 200

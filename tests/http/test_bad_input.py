@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, upload
-from support import Server, start_server
+from support import Server
+from watching import files_below
 
 JSON = {"video_url": "http://127.0.0.1:9/none.mp4", "prompt": QUESTION}
 
@@ -108,44 +107,9 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(server: Se
     assert "context" in error["message"]
 
 
-def test_an_upload_over_the_limit_is_refused_while_it_arrives(clips: dict[str, Path], tmp_path: Path) -> None:
-    small = start_server(tmp_path, MAX_UPLOAD_BYTES="100000")
-    try:
-        announced = 500_000_000
-        head = (
-            b'--b\r\nContent-Disposition: form-data; name="video"; filename="big.mp4"\r\n\r\n'
-            + clips["one"].read_bytes()[:32]
-        )
-        host, port = urlsplit(small.base).hostname, urlsplit(small.base).port
-        with socket.create_connection((host, port), timeout=TIMEOUT) as connection:
-            request = (
-                f"POST /v1/inference/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
-                "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-            )
-            connection.sendall(request.encode() + head + b"\0" * 200_000)
-            # Most of the body was never sent: the answer comes while it would arrive.
-            answer = ""
-            while "}}" not in answer:
-                answer += connection.recv(65536).decode()
-        assert answer.startswith("HTTP/1.1 413"), answer
-        assert '"param":"video"' in answer
-        # A client that reads only after it has sent everything is told as well, not cut off.
-        big = tmp_path / "big.mp4"
-        big.write_bytes(clips["one"].read_bytes() + b"\0" * 20_000_000)
-        assert upload(small.base, big).status_code == 413
-        assert not _files(small.storage / "spool")
-        assert upload(small.base, clips["one"]).status_code == 200
-    finally:
-        assert small.stop() == 0
-
-
 def test_nothing_is_left_on_disk(server: Server, clips: dict[str, Path]) -> None:
-    before = _files(server.storage / "spool")  # the URL cache's
+    before = files_below(server.storage / "spool")  # the URL cache's
     for name in ("one", "text", "truncated"):
         upload(server.base, clips[name])
         upload(server.base, clips[name], fps="-1")
-    assert _files(server.storage / "spool") == before
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert files_below(server.storage / "spool") == before

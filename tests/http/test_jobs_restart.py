@@ -78,7 +78,9 @@ def kill_again_and_again(tmp_path: Path, clips: dict[str, Path], host: HoldingHo
             assert job_of(server, job["id"])["status"] == "running"
             assert now.items() >= answered.items()
             answered = now
-            survivors += psutil.Process(server.process.pid).children(recursive=True)
+            family = psutil.Process(server.process.pid).children(recursive=True)
+            assert len(family) >= 4
+            survivors += family
             (kill_main if number == 1 else kill_all)(server)
             server = start_server(tmp_path)
         host.may_send.set()
@@ -91,4 +93,5 @@ def kill_again_and_again(tmp_path: Path, clips: dict[str, Path], host: HoldingHo
         assert results_of(server, job["id"]).items() >= answered.items()
     finally:
         server.stop()
-        psutil.wait_procs(survivors, timeout=TIMEOUT)
+        _, alive = psutil.wait_procs(survivors, timeout=TIMEOUT)
+    assert not alive, f"a killed server leaves processes: {alive}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import signal
+import sqlite3
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from support import Server, start_server
+from test_chats import Talk
 
 CONTEXT = 200
 
@@ -233,6 +236,37 @@ def test_the_second_question_on_a_fitted_video_does_not_decode(small: Server, cl
         for prompt in ("What colour is it?", "What shape is it?")
     }
     assert len(urls) == 1
+
+
+@pytest.mark.parametrize("are_cached", [True, False])
+def test_the_frames_of_a_stored_turn_are_those_that_were_seen(
+    small: Server, clips: dict[str, Path], *, are_cached: bool
+) -> None:
+    with clips["two"].open("rb") as file:
+        video_id = requests.post(f"{small.base}/v1/videos", files={"video": file}, timeout=TIMEOUT).json()["id"]
+    talk = Talk(small.base, video_id=video_id)
+    params = {"fit": True, "video_start": 1.0} if are_cached else {"fit": True}
+    seen = []
+    for prompt in (QUESTION, "What colour is the object that comes second, and what does it do when it is there?"):
+        answer = talk.ask(prompt, video_params=params, generation_params={"max_tokens": 20, "temperature": 0.0}).json()
+        seen.append(answer["video"])
+    assert seen[1]["frames_url"] != seen[0]["frames_url"], "there was less room for them"
+    if not are_cached:
+        with sqlite3.connect(small.storage / "chats.sqlite3") as database:
+            for video in seen:
+                key = video["frames_url"].split("/")[3]
+                database.execute("UPDATE turns SET answer = replace(answer, ?, ?)", (key, key[::-1]))
+        database.close()
+    for index, video in enumerate(seen):
+        html = requests.get(f"{small.base}/ui/chats/{talk.id}/turns/{index}/frames", timeout=TIMEOUT).text
+        times = [float(time) for time in re.findall(r'data-seconds="([\d.]+)"', html)]
+        assert times == pytest.approx(video["frame_timestamps"], abs=0.001)
+        assert f"{video['width']} × {video['height']}" in html
+        urls = re.findall(r'src="(v1/frames/[^"]+)"', html)
+        assert (urls[0] == video["frames_url"].removeprefix("/").format(index=0)) == are_cached
+        pictures = [requests.get(f"{small.base}/{url}", timeout=TIMEOUT) for url in urls]
+        assert [picture.status_code for picture in pictures] == [200] * video["num_frames"]
+    requests.delete(talk.url, timeout=TIMEOUT)
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(small: Server, clips: dict[str, Path]) -> None:

@@ -21,10 +21,11 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from support import ROOT, Server
+from support import ROOT, Server, free_port
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "4"))
 TIMEOUT = 60
+NOBODY = free_port()
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -47,8 +48,18 @@ GENERATED = DESCRIPTION.exclude(path="/v1/inference/ws")  # a WebSocket; its own
     suppress_health_check=list(HealthCheck),
 )
 def test_answers_are_as_described(case: Case, server: Server) -> None:
+    case.body = with_a_near_host(case.body)
     response = case.call(base_url=server.base, timeout=TIMEOUT)
     case.validate_response(response, checks=CHECKS)
+
+
+def with_a_near_host(body: Any) -> Any:
+    """The examples' videos, where nobody listens: without a network, a resolver takes long to find no example.com."""
+    if isinstance(body, dict):
+        return {name: with_a_near_host(value) for name, value in body.items()}
+    if isinstance(body, list):
+        return [with_a_near_host(value) for value in body]
+    return body.replace("https://example.com/", f"http://127.0.0.1:{NOBODY}/") if isinstance(body, str) else body
 
 
 def described(path: str, method: str, response: requests.Response) -> dict[str, Any]:

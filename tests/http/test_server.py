@@ -1,20 +1,25 @@
-"""The server as a whole: health, documentation, start, a full queue, and no process left behind."""
+"""The server as a whole: health, documentation, start, and what settings of its own do to it."""
 
 from __future__ import annotations
 
 import os
 import resource
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import psutil
 import pytest
 import requests
 from client import TIMEOUT, error_of, events, upload, upload_stream
 from support import ROOT, Server, free_port, require_reader, start_server
-from watching import Brake
+from watching import Brake, files_below
+
+from qwen_vl_utils import backend_status
+
+MAX_UPLOAD_BYTES = 100_000
 
 ROUTES = {
     "/": {"get"},
@@ -96,18 +101,32 @@ def test_a_second_question_finds_the_frames_and_health_says_where(server: Server
     assert hits() == before + 1
 
 
-def test_int4_answers_and_says_what_it_saves(clips: dict[str, Path], tmp_path: Path) -> None:
-    server = start_server(tmp_path, QUANTIZATION="int4")
+@pytest.fixture(scope="module")
+def peculiar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with several settings that no other has; each has its test here, and none touches another's."""
+    reader = {"VIDEO_READER": "torchcodec"} if backend_status(("torchcodec",))["torchcodec"] == "available" else {}
+    running = start_server(
+        tmp_path_factory.mktemp("peculiar"),
+        QUANTIZATION="int4",
+        MAX_QUEUED_REQUESTS="1",
+        MAX_BATCH_SIZE="1",
+        MAX_UPLOAD_BYTES=str(MAX_UPLOAD_BYTES),
+        **reader,
+    )
     try:
-        answer = upload(server.base, clips["one"], temperature=0)
-        assert answer.status_code == 200
-        assert answer.json()["text"].startswith("A red circle")
-        (worker,) = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
-        engine = worker["engine"]
-        assert engine["quantization"] == "int4"
-        assert engine["weight_bytes"] < 0.7 * engine["full_weight_bytes"]
+        yield running
     finally:
-        assert server.stop() == 0
+        assert running.stop() == 0
+
+
+def test_int4_answers_and_says_what_it_saves(peculiar: Server, clips: dict[str, Path]) -> None:
+    answer = upload(peculiar.base, clips["one"], temperature=0)
+    assert answer.status_code == 200
+    assert answer.json()["text"].startswith("A red circle")
+    (worker,) = requests.get(peculiar.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
+    engine = worker["engine"]
+    assert engine["quantization"] == "int4"
+    assert engine["weight_bytes"] < 0.7 * engine["full_weight_bytes"]
 
 
 def test_a_quantization_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
@@ -194,15 +213,11 @@ def test_a_reader_that_does_not_load_stops_the_start(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_reader_is_taken_when_it_is_named(tmp_path: Path, clips: dict[str, Path]) -> None:
+def test_a_reader_is_taken_when_it_is_named(peculiar: Server, clips: dict[str, Path]) -> None:
     require_reader("torchcodec")
-    server = start_server(tmp_path, VIDEO_READER="torchcodec")
-    try:
-        assert upload(server.base, clips["one"]).json()["video"]["decoder"] == "torchcodec"
-        pool = requests.get(server.base + "/v1/health/detailed", timeout=TIMEOUT).json()["video"]["pool"]
-        assert (pool["decoder"], pool["device"]) == ("torchcodec", "cpu")
-    finally:
-        server.stop()
+    assert upload(peculiar.base, clips["one"]).json()["video"]["decoder"] == "torchcodec"
+    pool = requests.get(peculiar.base + "/v1/health/detailed", timeout=TIMEOUT).json()["video"]["pool"]
+    assert (pool["decoder"], pool["device"]) == ("torchcodec", "cpu")
 
 
 def test_a_folder_that_cannot_be_written_to_stops_the_start(tmp_path: Path) -> None:
@@ -247,29 +262,44 @@ def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:
     assert f"PORT={port}" in result.stderr
 
 
-def test_a_killed_server_leaves_no_process(tmp_path: Path) -> None:
-    server = start_server(tmp_path)
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    assert len(family) >= 4
-    server.process.kill()
-    server.process.wait(TIMEOUT)
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive, alive
+def test_a_full_server_says_so_and_when_to_come_back(peculiar: Server, clips: dict[str, Path]) -> None:
+    with Brake(peculiar):
+        accepted = [upload_stream(peculiar.base, clips["two"], max_tokens=4) for _ in range(2)]
+        waiting = events(accepted[1])
+        assert next(data["queue_position"] for _, data in waiting if data.get("stage") == "waiting") == 1
+        refused = upload(peculiar.base, clips["one"])
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert error_of(refused)["type"] == "rate_limit_error"
+    assert [list(events(response))[-1][0] for response in accepted[:1]] == ["done"]
+    assert [name for name, _ in waiting][-1] == "done", "those that were taken are answered"
+    assert upload(peculiar.base, clips["one"]).status_code == 200
 
 
-def test_a_full_server_says_so_and_when_to_come_back(clips: dict[str, Path], tmp_path: Path) -> None:
-    server = start_server(tmp_path, MAX_QUEUED_REQUESTS="1", MAX_BATCH_SIZE="1")
-    try:
-        with Brake(server):
-            accepted = [upload_stream(server.base, clips["two"], max_tokens=4) for _ in range(2)]
-            waiting = events(accepted[1])
-            assert next(data["queue_position"] for _, data in waiting if data.get("stage") == "waiting") == 1
-            refused = upload(server.base, clips["one"])
-        assert refused.status_code == 429
-        assert int(refused.headers["Retry-After"]) >= 1
-        assert error_of(refused)["type"] == "rate_limit_error"
-        assert [list(events(response))[-1][0] for response in accepted[:1]] == ["done"]
-        assert [name for name, _ in waiting][-1] == "done", "those that were taken are answered"
-        assert upload(server.base, clips["one"]).status_code == 200
-    finally:
-        server.stop()
+def test_an_upload_over_the_limit_is_refused_while_it_arrives(
+    peculiar: Server, clips: dict[str, Path], tmp_path: Path
+) -> None:
+    announced = 500_000_000
+    head = (
+        b'--b\r\nContent-Disposition: form-data; name="video"; filename="big.mp4"\r\n\r\n'
+        + clips["one"].read_bytes()[:32]
+    )
+    host, port = urlsplit(peculiar.base).hostname, urlsplit(peculiar.base).port
+    with socket.create_connection((host, port), timeout=TIMEOUT) as connection:
+        request = (
+            f"POST /v1/inference/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: {announced}\r\n"
+            "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        )
+        connection.sendall(request.encode() + head + b"\0" * 2 * MAX_UPLOAD_BYTES)
+        # Most of the body was never sent: the answer comes while it would arrive.
+        answer = ""
+        while "}}" not in answer:
+            answer += connection.recv(65536).decode()
+    assert answer.startswith("HTTP/1.1 413"), answer
+    assert '"param":"video"' in answer
+    # A client that reads only after it has sent everything is told as well, not cut off.
+    big = tmp_path / "big.mp4"
+    big.write_bytes(clips["one"].read_bytes() + b"\0" * 20_000_000)
+    assert upload(peculiar.base, big).status_code == 413
+    assert not files_below(peculiar.storage / "spool")
+    assert upload(peculiar.base, clips["one"]).status_code == 200

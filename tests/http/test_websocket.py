@@ -37,11 +37,13 @@ def socket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         DECODE_PROCESSES="1",
         MAX_JSON_BYTES=str(MAX_MESSAGE_BYTES),
         ALLOWED_ORIGINS=f"https://other.example, {FRIEND}",
+        DRAIN_SECONDS="50",
     )
     try:
         yield running
     finally:
-        running.stop()
+        if running.process.poll() is None:
+            running.stop()
 
 
 @pytest.fixture
@@ -359,11 +361,13 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         MAX_SOCKET_REQUESTS="2",
         SOCKET_IDLE_SECONDS="1",
         SOCKET_PING_SECONDS="1.5",
+        DRAIN_SECONDS="1",
     )
     try:
         yield running
     finally:
-        running.stop()
+        if running.process.poll() is None:
+            running.stop()
 
 
 def test_an_idle_socket_is_closed_and_one_that_waits_for_an_answer_is_not(hasty: Server) -> None:
@@ -419,11 +423,13 @@ def send_for_ever(socket: Socket) -> None:
         socket.connection.send("?" * 100)
 
 
-# The drain
+# The drain.  What stands below ends the servers of this file.
 
 
-def test_a_stopping_server_ends_what_it_has_begun_and_takes_no_more(clips: dict[str, Path], tmp_path: Path) -> None:
-    server = start_server(tmp_path, DRAIN_SECONDS="50")
+def test_a_stopping_server_ends_what_it_has_begun_and_takes_no_more(
+    socket_server: Server, clips: dict[str, Path]
+) -> None:
+    server = socket_server
     family = psutil.Process(server.process.pid).children(recursive=True)
     with HoldingHost(clips["one"]) as host, open_socket(server) as idle, open_socket(server) as busy:
         busy.ask("a", host.url)
@@ -447,8 +453,8 @@ def is_gone(server: Server, family: list[psutil.Process]) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_an_answer_that_outlasts_the_drain_ends_with_what_there_is(clips: dict[str, Path], tmp_path: Path) -> None:
-    server = start_server(tmp_path, DRAIN_SECONDS="1", MAX_NEW_TOKENS="30000")
+def test_an_answer_that_outlasts_the_drain_ends_with_what_there_is(hasty: Server, clips: dict[str, Path]) -> None:
+    server = hasty
     family = psutil.Process(server.process.pid).children(recursive=True)
     with TricklingHost() as host, open_socket(server) as socket:
         socket.ask("a", clips["two"], max_tokens=20_000, ignore_eos=True)

@@ -153,3 +153,8 @@ class HoldingHost(_Host):
     def __exit__(self, *_: object) -> None:
         self.may_send.set()
         super().__exit__()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """What lies in a folder of the server's, locks aside."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]

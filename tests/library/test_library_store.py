@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from library_shelf import DAY, PROBE, digest, open_shelf
+from soak.faults import Target, fill_the_disk, small_disk
 
 from tru_vlm.errors import InsufficientStorageError, NotFoundError, UnavailableError
 
@@ -211,6 +212,28 @@ def test_a_killed_process_leaves_what_it_confirmed_and_nothing_else(tmp_path: Pa
             assert not rows & {digest(b"gone %d" % number) for number in range(confirmed)}
 
     asyncio.run(scenario())
+
+
+def test_a_full_disk_does_not_keep_a_video(tmp_path: Path) -> None:
+    """Removing it makes room, but the database needs room first."""
+
+    async def run(folder: Path) -> None:
+        async with open_shelf(folder, max_bytes=4 << 20) as shelf:
+            videos = [await shelf.put(bytes([number]) * (1 << 20)) for number in range(2)]
+            fill_the_disk(target)
+            with pytest.raises(UnavailableError, match="disk is full"):
+                await shelf.store.rename(videos[0], "public", "b.mp4")
+            for video in videos:
+                await shelf.store.delete(video, "public")
+            assert shelf.files() == {}
+            assert await shelf.put(b"new" * 1000) == digest(b"new" * 1000), "there is room"
+            assert (folder / "library.sqlite3-reserve").stat().st_size == 1 << 20, "and some is set aside again"
+
+    target = Target("", 0, tmp_path, is_small_disk=True)
+    with small_disk(tmp_path, 8 << 20) as is_small_disk:
+        if not is_small_disk:
+            pytest.skip("only root may mount a small disk")
+        asyncio.run(run(tmp_path / "storage"))
 
 
 def test_a_use_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

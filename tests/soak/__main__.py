@@ -49,6 +49,7 @@ ENVIRONMENT = {
     "DEVICE": "cpu",
 }
 SETTLE_SECONDS = 90
+HOUR_SECONDS = 3600.0
 REAL_CLIPS = ("ax_vp9.webm", "mz_hevc_1frame.mp4", "mp_no_duration.webm", "ax_mpeg4.mp4")
 
 
@@ -95,7 +96,9 @@ def planned_faults(target: Target) -> list[tuple[str, Callable[[], None]]]:
     """In their order; evenly spread over the time of the faults."""
     plan: list[tuple[str, Callable[[], None]]] = [
         ("a decode child is killed", partial(faults.kill_a_decode_child, target)),
+        ("the clock is an hour ahead", partial(faults.set_the_clock, target, HOUR_SECONDS)),
         ("a worker is killed", partial(faults.kill_a_worker, target)),
+        ("the clock is an hour behind", partial(faults.set_the_clock, target, -HOUR_SECONDS)),
         ("a decode child is killed again", partial(faults.kill_a_decode_child, target)),
     ]
     if target.is_small_disk:
@@ -197,7 +200,7 @@ def soak(folder: Path, *, seconds: float, seed: int) -> Report:
     """The whole run; prints its tables."""
     report = Report()
     with faults.small_disk(folder, DISK_BYTES) as is_small_disk:
-        server = start_server(folder, **ENVIRONMENT)
+        server = start_server(folder, **ENVIRONMENT, **faults.clock_environment(folder))
         target = Target(server.base, server.process.pid, folder, is_small_disk)
         files = make_files(folder / "files", server.base)
         # Caches fill, pools start: what is held after that is what may be held in the end.

@@ -6,14 +6,19 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+_FOLLOWS_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,29 @@ def fill_the_disk(target: Target) -> None:
 def free_the_disk(target: Target) -> None:
     """Again."""
     (target.folder / "storage" / "filler").unlink(missing_ok=True)
+
+
+def clock_environment(folder: Path) -> dict[str, str]:
+    """Variables for a server whose clock can be moved; see clock/sitecustomize.py."""
+    clock = folder / "clock"
+    clock.write_bytes(bytes(8))
+    return {"PYTHONPATH": str(Path(__file__).parent / "clock"), "SOAK_CLOCK": str(clock)}
+
+
+def set_the_clock(target: Target, seconds: float) -> None:
+    """So far ahead of the right time, or behind it; fails if the server does not follow."""
+    with (target.folder / "clock").open("r+b") as clock:
+        clock.write(struct.pack("d", seconds))
+    deadline = time.monotonic() + _FOLLOWS_SECONDS
+    while abs(_server_time(target) - time.time() - seconds) > _FOLLOWS_SECONDS:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the server's clock does not move")
+        time.sleep(0.2)
+
+
+def _server_time(target: Target) -> float:
+    with urllib.request.urlopen(f"{target.base}/v1/health/live", timeout=30) as answer:
+        return parsedate_to_datetime(answer.headers["Date"]).timestamp()
 
 
 @contextlib.contextmanager

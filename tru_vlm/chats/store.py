@@ -152,7 +152,7 @@ class ChatStore:
             _find(connection, owner, chat_id)
             connection.execute("DELETE FROM chats WHERE id = ?", (chat_id,))
 
-        await self._database.run(delete)
+        await self._database.free(delete)
 
     async def begin_turn(self, chat: Chat, index: int, request: dict[str, Any]) -> None:
         """A turn runs: the one after a chat's last, or the last one again.

@@ -26,6 +26,8 @@ _LIGHT_REQUESTS = 32
 _FORM_BYTES = 64 << 20
 _FAREWELL_SECONDS = 45.0
 _GATEWAY_REQUESTS = 4096
+_METRICS_SECONDS = 10
+"""How often Serve is told of the requests."""
 
 
 class ClusterOptions(BaseModel):
@@ -39,6 +41,9 @@ class ClusterOptions(BaseModel):
         None,
         description="Requests, running and waiting, per server, above which servers are added and below which they are "
         "removed; by default as many as one runs at once.",
+    )
+    look_back_seconds: Annotated[float, Field(gt=_METRICS_SECONDS)] = Field(
+        30.0, description="Over how long their number is averaged; the delays come on top."
     )
     upscale_delay_seconds: Annotated[float, Field(ge=0)] = Field(30.0, description="How long there must be more.")
     downscale_delay_seconds: Annotated[float, Field(ge=0)] = Field(600.0, description="How long there must be fewer.")
@@ -124,6 +129,7 @@ def _servers(options: ClusterOptions, settings: Settings) -> Application:
             max_replicas=options.max_servers,
             initial_replicas=options.min_servers,
             target_ongoing_requests=options.target_requests or rows,
+            look_back_period_s=options.look_back_seconds,
             upscale_delay_s=options.upscale_delay_seconds,
             downscale_delay_s=options.downscale_delay_seconds,
         ),

@@ -68,8 +68,9 @@ class ServerReplica:
             "HOST": bound,
             "PORT": str(port),
         }
-        self._supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tru_vlm.cluster.supervisor"], stdin=subprocess.PIPE, env=environment
+        # The end of its input kills it, see guarded.py; `communicate` ends it, and waits.
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tru_vlm.cluster.guarded"], stdin=subprocess.PIPE, env=environment
         )
         self._wait_until_ready(start_seconds)
 
@@ -83,11 +84,11 @@ class ServerReplica:
             except httpx.TransportError:
                 pass
             time.sleep(_POLL_SECONDS)
-        self._supervisor.kill()
+        self._server.communicate()
         raise RuntimeError(f"The server did not become ready within {seconds:g} s.")
 
     def _check_running(self) -> None:
-        if (status := self._supervisor.poll()) is not None:
+        if (status := self._server.poll()) is not None:
             raise RuntimeError(f"The server has ended with status {status}; its log says why.")
 
     async def stay(self, visit: Visit) -> AsyncIterator[Residence]:
@@ -104,16 +105,15 @@ class ServerReplica:
 
     def __del__(self) -> None:
         """Called by Serve when the stays have ended: the server drains what is left, and ends."""
-        supervisor = getattr(self, "_supervisor", None)
-        if supervisor is None or supervisor.poll() is not None:
+        server = getattr(self, "_server", None)
+        if server is None or server.poll() is not None:
             return
-        supervisor.terminate()
+        server.terminate()
         try:
-            supervisor.wait(self._stop_seconds)
+            server.wait(self._stop_seconds)
         except subprocess.TimeoutExpired:
             logger.warning("the server did not end within %g s; it is killed", self._stop_seconds)
-        supervisor.stdin.close()  # its end kills what is left
-        supervisor.wait()
+        server.communicate()
 
 
 def _address(host: str, port: int) -> str:

@@ -371,11 +371,11 @@ class JobStore:
                 raise InvalidRequestError(f"The job is {job.status}.", param="job_id", code="job_active")
             connection.execute("DELETE FROM jobs WHERE number = ?", (job.number,))
 
-        await self._database.run(delete)
+        await self._database.free(delete)
 
     async def expire(self, ended_before: float) -> int:
         """Remove the jobs that ended before a time; returns how many."""
-        return await self._database.run(
+        return await self._database.free(
             lambda connection: connection.execute("DELETE FROM jobs WHERE ended_at < ?", (ended_before,)).rowcount
         )
 

@@ -262,7 +262,7 @@ class VideoLibrary:
 
     async def _delete(self, remove: Callable[[sqlite3.Connection], list[str]]) -> list[str]:
         """Remove entries, and then the files that nobody has any more; returns the entries' contents."""
-        contents = await self._database.run(remove)
+        contents = await self._database.free(remove)
         if contents:
             await self._database.run(partial(self._unlink_unknown, names=contents))
         return contents

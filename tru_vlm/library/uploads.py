@@ -338,7 +338,7 @@ class UploadStore:
             statement = "DELETE FROM uploads WHERE id = ? AND used_at < ?"
             return connection.execute(statement, (upload_id, used_before)).rowcount > 0
 
-        is_removed = await to_the_end(self._database.run(remove))
+        is_removed = await to_the_end(self._database.free(remove))
         await to_the_end(self._database.run(partial(self._unlink_unknown, names=[upload_id])))
         return is_removed
 

@@ -276,6 +276,17 @@ class VideoService:
             info=video_info(lease.info, sampling=settled.sampling, notes=notes),
         )
 
+    async def has_frames(self, content_key: str) -> bool:
+        """Whether these frames are in the cache."""
+        try:
+            lease = await self._cache.get(content_key)
+        except ValueError:
+            return False
+        if lease is None:
+            return False
+        with lease:
+            return True
+
     async def frame_jpeg(self, content_key: str, index: int, max_side: int) -> bytes | None:
         """One cached frame as JPEG, its longer side at most ``max_side`` pixels.
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from tru_vlm.api.pipeline.frames_url import content_key_of, frames_url
 from tru_vlm.api.pipeline.places import Places
 from tru_vlm.api.pipeline.request_run import timed_out
 from tru_vlm.database import Database
-from tru_vlm.errors import InvalidRequestError
+from tru_vlm.errors import InvalidRequestError, NotFoundError
 from tru_vlm.intake.multipart import receive_multipart
 from tru_vlm.intake.source import VideoSource
 from tru_vlm.intake.spool import Spool, SpooledFile
@@ -24,7 +26,7 @@ from tru_vlm.library.store import VideoLibrary
 from tru_vlm.library.uploads import Upload, UploadStore
 from tru_vlm.principal import cache_salt_of
 from tru_vlm.settings import Settings
-from tru_vlm.types import KeptVideo, VideoParams
+from tru_vlm.types import KeptVideo, VideoInfo, VideoParams
 from tru_vlm.video.media import SamplingBounds
 from tru_vlm.video.service import FramesLease, VideoService
 
@@ -233,6 +235,34 @@ class LibraryService:
                 raise
         with lease:
             yield lease
+
+    async def seen_frames(self, video_id: str, seen: VideoInfo, *, owner: str) -> VideoInfo:
+        """What a model saw of a video once, with an address where its frames can be had now.
+
+        Options that were made to fit then may give other frames now.  So the same frames are looked for; where they are
+        not there any more, as many are taken of the same span, as large.
+
+        Args:
+            video_id: a kept one.
+            seen: as the answer told it.
+            owner: whose it is.
+
+        Raises:
+            NotFoundError: no such video is kept, or it does not give as many frames any more.
+            TruError: it cannot be decoded now.
+        """
+        if seen.frames_url is not None and await self._videos.has_frames(content_key_of(seen.frames_url)):
+            return seen
+        params = VideoParams(max_pixels=seen.height * seen.width, min_pixels=1)
+        if seen.kind == "video":
+            end = seen.video_end if seen.video_end != seen.duration_seconds else None
+            params = dataclasses.replace(
+                params, nframes=seen.num_frames, video_start=seen.video_start, video_end=end, fit=True
+            )
+        async with self.frames(video_id, params, owner=owner) as lease:
+            if lease.info.num_frames != seen.num_frames:
+                raise NotFoundError("The video does not give the same frames any more.", code="frames_not_found")
+            return dataclasses.replace(seen, frames_url=frames_url(lease.ref.content_key))
 
     async def frame(self, lease: FramesLease, index: int, *, image_format: str, max_side: int | None) -> bytes | None:
         """One of the frames as an image file; None outside of 0..T-1."""

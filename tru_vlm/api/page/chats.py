@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tru_vlm.api import schemas
-from tru_vlm.api.bodies import VideoParamsBody, validate
 from tru_vlm.api.kept_videos.library_service import LibraryService
 from tru_vlm.api.page.library import ShownVideo, show_video
 from tru_vlm.api.service import InferenceService
@@ -17,7 +16,7 @@ from tru_vlm.api.stored_chats.turns import Chats
 from tru_vlm.chats.records import Chat, Turn
 from tru_vlm.errors import NotFoundError
 from tru_vlm.principal import Principal
-from tru_vlm.types import VideoInfo, VideoParams
+from tru_vlm.types import VideoInfo
 
 _SETTLE_SECONDS = 2.0
 
@@ -104,10 +103,9 @@ async def stored_frames(chats: Chats, library: LibraryService, owner: str, chat_
     found = turns[index].answer if index < len(turns) else None
     if found is None or not found.get("video"):
         raise NotFoundError(f"Turn {index} has no frames.", param="index", code="turn_not_found")
-    body = validate(VideoParamsBody, turns[index].request.get("video_params", {}))
-    async with library.frames(chat.video_ids[0], VideoParams(**body.model_dump()), owner=owner) as lease:
-        url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
-        return dataclasses.replace(lease.info, notes=tuple(found["video"].get("notes", ())), frames_url=url)
+    seen: dict[str, Any] = found["video"]
+    info = VideoInfo(**{**seen, "notes": tuple(seen["notes"]), "frame_timestamps": tuple(seen["frame_timestamps"])})
+    return await library.seen_frames(chat.video_ids[0], info, owner=owner)
 
 
 async def keep_video(service: InferenceService, body: schemas.UrlRequestBody, owner: str) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from tru_vlm.api.inference_request import InferenceRequest, MediaRequest
+from tru_vlm.api.pipeline.frames_url import frames_url
 from tru_vlm.api.pipeline.models import Model, Models
 from tru_vlm.api.pipeline.moments import find_moments
 from tru_vlm.api.pipeline.planning import MediaPlan, RequestPlan
@@ -324,7 +325,7 @@ class RequestRun:
         queued: contextlib.ExitStack,
     ) -> Answer:
         for lease in leases:
-            url = f"/v1/frames/{lease.ref.content_key}/{{index}}.jpg"
+            url = frames_url(lease.ref.content_key)
             video = dataclasses.replace(lease.info, frames_url=url)
             self._video = self._video or video
             self._emit(VideoEvent(self.id, video))

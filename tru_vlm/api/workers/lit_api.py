@@ -20,6 +20,7 @@ import litserve
 import numpy as np
 
 from tru_vlm.api.workers.litserve_seams import own_worker_id
+from tru_vlm.api.workers.orphans import ends_with_parent
 from tru_vlm.api.workers.start_progress import StartNote, StartProgress, note_path
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import Engine, EngineEvent, EngineRequest, FailEvent, MediaInput
@@ -64,7 +65,8 @@ class VideoLitAPI(litserve.LitAPI):
         configure_logs(self.settings.log_format, self.settings.log_level)
         note = StartNote(note_path(self.socket_directory, own_worker_id()), self.settings.model_path)
         try:
-            self.engine = self._started_engine(device, note)
+            with ends_with_parent(self.server_pid):
+                self.engine = self._started_engine(device, note)
         finally:
             note.remove()
         self.tracing = Tracing(trace_target(self.settings))
