@@ -272,8 +272,9 @@ def test_lost_connection_is_said_and_the_page_goes_on(ask_page: AskPage) -> None
     assert ask_page.wait_until_done()
 
 
-def test_phone_never_scrolls_sideways(open_page: OpenPage) -> None:
-    ask_page = open_page(viewport={"width": 360, "height": 780}, has_touch=True, is_mobile=True)
+@pytest.mark.parametrize("width", [360, 390])
+def test_phone_never_scrolls_sideways(open_page: OpenPage, width: int) -> None:
+    ask_page = open_page(viewport={"width": width, "height": 780}, has_touch=True, is_mobile=True)
     assert not ask_page.scrolls_sideways()
     ask_page.choose_sample("triangle-then-square")
     ask_page.ask()
