@@ -14,7 +14,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from scraping import check_names, grown, scrape, scrape_until
 from socket_client import open_socket
-from support import STOP_SECONDS, Server, require_vllm, start_server
+from support import START_SECONDS, STOP_SECONDS, Server, require_vllm, start_server
 from watching import Brake, health, num_generated, settle
 
 VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
@@ -204,7 +204,7 @@ def kill_one_after_the_other(tmp_path: Path, sockets: Path) -> None:
         everybody.update(family_of(server))
         return any("VLLM" in process.name() for process in everybody if process.is_running())
 
-    until(next_one_starts)
+    until(next_one_starts, START_SECONDS)
     server.process.kill()
     server.process.wait(TIMEOUT)
     _, alive = psutil.wait_procs(list(everybody), timeout=GONE_SECONDS)
