@@ -31,7 +31,10 @@ _PREFIX = "tru_vlm_"
 
 @dataclass(frozen=True)
 class Stages:
-    """What one request takes, in seconds, and how many share a step."""
+    """What one request takes, in seconds, and how many share a step.
+
+    ``tokens`` counts the steps that give it some, after the first: with drafts a step gives several at once.
+    """
 
     preprocess: float
     prefill: float
@@ -90,9 +93,9 @@ def report(stages: Stages, given: set[str], hardware: str, decode_processes: int
     names = {
         "preprocess": "preprocess, s",
         "prefill": "prefill, s",
-        "inter_token": "between two tokens, s",
+        "inter_token": "between two steps that give it tokens, s",
         "batch_size": "rows in a step",
-        "tokens": "tokens after the first",
+        "tokens": "such steps after the first",
         "video_decode": "video decode, s",
     }
     lines = [f"| of one request, on {hardware} | mean | |", "|---|---|---|"]
