@@ -7,7 +7,7 @@ from engine_helpers import drive, request, video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tru_vlm.engine.prompt_lookup import MAX_PAUSE, NGRAM_SIZES, PromptLookup
+from tru_vlm.engine.prompt_lookup import MAX_PAUSE, MAX_PROMPT_TOKENS, NGRAM_SIZES, PromptLookup
 
 REPEATING = "Describe the video second by second."
 
@@ -27,6 +27,13 @@ def test_it_goes_on_as_it_did_the_last_time():
 
 def test_a_longer_match_comes_before_a_later_one():
     assert PromptLookup([7, 1, 2, 5, 8, 1, 2, 6, 7, 1, 2], 2).draft(1) == [5]
+
+
+def test_of_a_long_prompt_the_end_is_remembered():
+    begin, end = [1, 2, 3], [5, 6, 7]
+    prompt = [*begin, *[0] * MAX_PROMPT_TOKENS, *end, 9]
+    assert PromptLookup([*prompt, 1, 2], 4).draft(1) == []
+    assert PromptLookup([*prompt, 5, 6], 4).draft(1) == [7]
 
 
 def test_drafts_grow_with_success_and_pause_after_failure():

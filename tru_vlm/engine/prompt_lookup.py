@@ -10,13 +10,18 @@ the first one that comes out otherwise are dropped.  Knows no model, no batch an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 NGRAM_SIZES = (4, 3, 2)
 """How many of the newest tokens are looked for; the most first."""
 
-FIRST_LENGTH = 2
+MAX_PROMPT_TOKENS = 4096
+"""A prompt's last ones are remembered: to index them takes the time of whoever waits for a step."""
+
 MAX_PAUSE = 64
+"""Tokens for which a row that has failed again and again drafts nothing."""
+
+_FIRST_LENGTH = 2
 
 
 class PromptLookup:
@@ -27,13 +32,13 @@ class PromptLookup:
         max_tokens: most tokens of a draft.
     """
 
-    def __init__(self, prompt: Iterable[int], max_tokens: int) -> None:
+    def __init__(self, prompt: Sequence[int], max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._tokens: list[int] = []
         self._followed_at: dict[tuple[int, ...], int] = {}  # by n-gram: where what came after it last time begins
-        self._length = min(FIRST_LENGTH, max_tokens)
+        self._length = min(_FIRST_LENGTH, max_tokens)
         self._num_failures = self._pause = 0
-        for token in prompt:
+        for token in prompt[-MAX_PROMPT_TOKENS:]:
             self.add(token)
 
     def add(self, token: int) -> None:

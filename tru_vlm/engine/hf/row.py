@@ -22,7 +22,7 @@ from tru_vlm.engine.prompt_lookup import PromptLookup
 from tru_vlm.processor.positions import mrope_positions
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt, build_prompt
-from tru_vlm.types import Usage
+from tru_vlm.types import GenerationParams, Usage
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +181,7 @@ def prepare_row(
     params = request.generation
     check_token_ids((token for token, _ in params.logit_bias), vocabulary=vocabulary, param="logit_bias")
     grammar = None if params.json_schema is None else grammars.start(params.json_schema)
+    is_visual = prompt.mm_token_type_ids() != 0
     sequence = Sequence(request.id, prompt.num_tokens, params.max_tokens, visual.ready_tokens)
     if chain is not None:
         sequence.keys = chain.keys  # the same list: it grows with the answer
@@ -189,20 +190,19 @@ def prepare_row(
         prompt=prompt,
         positions=positions,
         rope_delta=rope_delta,
-        is_visual=prompt.mm_token_type_ids() != 0,
+        is_visual=is_visual,
         sequence=sequence,
         visual=visual,
         chain=chain,
         sampler=RowSampler.create(params, prompt.token_ids, vocabulary=vocabulary, device=device, grammar=grammar),
         text=TextStream(byte_table, params.stop),
         clock=RowClock(),
-        lookup=_lookup(prompt, request, max_draft_tokens),
+        lookup=_lookup(params, prompt.token_ids[~is_visual], max_draft_tokens),
     )
 
 
-def _lookup(prompt: Prompt, request: EngineRequest, max_draft_tokens: int) -> PromptLookup | None:
-    params = request.generation
+def _lookup(params: GenerationParams, text_ids: NDArray[np.int64], max_draft_tokens: int) -> PromptLookup | None:
     depends = params.json_schema or params.repetition_penalty != 1.0
     if depends or params.presence_penalty or params.frequency_penalty or not max_draft_tokens:
         return None
-    return PromptLookup(prompt.token_ids[prompt.mm_token_type_ids() == 0].tolist(), max_draft_tokens)
+    return PromptLookup(text_ids.tolist(), max_draft_tokens)
