@@ -131,6 +131,20 @@ def test_an_answer_ends_where_it_must_within_a_draft(make_engine, length):
         assert texts(engine, items) == texts(plain, items)
 
 
+def test_no_draft_goes_beyond_the_answers_end(make_engine, monkeypatch):
+    """There is room for the whole answer, and for no more."""
+    engine = make_engine(num_speculative_tokens=16)
+    run, ends = engine._runner.run, []
+
+    def watching(rows):
+        ends.extend(row.num_cached_tokens + row.num_tokens for row in rows)
+        return run(rows)
+
+    monkeypatch.setattr(engine._runner, "run", watching)
+    outcome = drive(engine, [request("a", CLIPS[0], prompt=REPEATING, max_tokens=40, ignore_eos=True)])["a"]
+    assert max(ends) == outcome.end.usage.prompt_tokens + 39, "the last token is told, and not computed"
+
+
 def test_what_a_draft_left_in_the_cache_is_never_found(make_engine):
     """A second turn finds the first one's tokens, and answers as if nothing had been cached."""
     engine, plain = make_engine(num_speculative_tokens=8), make_engine(num_speculative_tokens=0, prefix_cache=False)
