@@ -225,9 +225,9 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
     is_over = threading.Event()
 
     def worker() -> None:
-        link = WorkerLink(socket_path(tmp_path, 0))
+        link = WorkerLink(socket_path(tmp_path, 0), lambda: hello)
         while not submitted and not is_over.is_set():
-            submitted.extend(message for message in link.receive(hello, 0.1) if isinstance(message, Submit))
+            submitted.extend(message for message in link.receive(0.1) if isinstance(message, Submit))
         link.close()
 
     async def upload(**fields: str) -> InferenceRequest:
