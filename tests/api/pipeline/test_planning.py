@@ -205,7 +205,7 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     bounds = videos._settle(media.probe, item.params, planner.bounds, media.allowance).sampling
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
-    assert planner._count(request, [layout]).fits or is_smallest
+    assert planner._tokens(planner._count(request, [layout]), request).fits or is_smallest
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
