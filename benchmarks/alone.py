@@ -3,7 +3,8 @@
     python benchmarks/alone.py [--rounds 5] [--folder DIR]
 
 * second question: time to first token of another question about a video, over that of the first question;
-* streaming: tokens/s through HTTP at 8 at once, over those of the bare engine loop on the same frames;
+* streaming: tokens/s through HTTP at 8 at once, of a video that the server keeps, over those of the bare engine loop
+  with the same frames and questions;
 * late arrival: time to first token of a question that comes while 7 long answers run, over its time alone;
 * idle: CPU seconds of all processes over seconds of doing nothing;
 * faults: 10 % broken files and 20 % clients that leave; who was answered, and how many requests were left over.
@@ -25,6 +26,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +72,6 @@ for line in sys.stdin:
 """
 
 
-async def ask_to_the_end(client: httpx.AsyncClient, question: Question) -> Any:
-    """As ``contenders.ask_ours``, but the answer has exactly ``max_tokens`` tokens."""
-    async for piece in contenders.ask_ours(client, question, ignore_eos=True):
-        yield piece
-
-
 def second_question(server: Running, clips: str, rounds: int) -> str:
     """Ratio of times to first token, one new video a round."""
     firsts, seconds = [], []
@@ -92,11 +88,13 @@ def second_question(server: Running, clips: str, rounds: int) -> str:
 def streaming(server: Running, clips: str, clip: Path, rounds: int) -> tuple[str, float]:
     """Tokens/s over HTTP and over the bare engine loop, in turn, of the same answers; the ratio of their medians."""
     question = Question(f"{clips}/0.mp4", PROMPT, LONG_TOKENS, FPS, NUM_FRAMES)
+    kept = httpx.post(f"{server.base}/v1/videos", json={"video_url": question.video_url}).raise_for_status().json()
+    ask = partial(contenders.ask_ours, video_id=kept["id"], ignore_eos=True)
     http, bare = [], []
     with _engine_loop(clip) as run_bare:
         for turn in range(rounds + 1):
             load = [dataclasses.replace(question, prompt=f"{PROMPT} {turn}.{row}") for row in range(AT_ONCE)]
-            wall, outcomes = asyncio.run(run_load(server.base, ask_to_the_end, load, AT_ONCE))
+            wall, outcomes = asyncio.run(run_load(server.base, ask, load, AT_ONCE))
             http.append(sum(outcome.completion_tokens or 0 for outcome in outcomes) / wall)
             bare.append(run_bare(turn))
     del http[0], bare[0]  # the first turn decodes the video
@@ -168,7 +166,7 @@ async def _start_long(client: httpx.AsyncClient, url: str, row: int) -> asyncio.
     begun = asyncio.Event()
 
     async def ask(client: httpx.AsyncClient, question: Question) -> Any:
-        async for piece in ask_to_the_end(client, question):
+        async for piece in contenders.ask_ours(client, question, ignore_eos=True):
             begun.set()
             yield piece
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tru_vlm.api.workers.outbox import HOLD_SECONDS, Outbox
+from tru_vlm.api.workers.outbox import MAX_HOLD_SECONDS, PIECES_PER_SECOND, Outbox
 from tru_vlm.engine.base import EngineTimings, FailEvent, FinishEvent, TokenEvent
 from tru_vlm.errors import InternalError
 from tru_vlm.types import Usage
@@ -12,7 +12,7 @@ from tru_vlm.types import Usage
 FINISH = FinishEvent("a", "stop", Usage(1, 0, 3), EngineTimings(0.0, 0.0, 0.0))
 FAIL = FailEvent("a", InternalError().info())
 NOW = 100.0
-SOON = NOW + HOLD_SECONDS / 2
+SOON = NOW + 1 / PIECES_PER_SECOND  # two answers run
 
 
 @pytest.fixture
@@ -29,7 +29,17 @@ def test_what_only_continues_answers_waits_for_no_longer_than_it_may(outbox: Out
     outbox.add([TokenEvent("a", "n", 1)], SOON)
     assert outbox
     assert not outbox.is_due(SOON)
-    assert outbox.is_due(NOW + 1.001 * HOLD_SECONDS)
+    assert outbox.is_due(NOW + 2.01 / PIECES_PER_SECOND)
+
+
+def test_one_answer_alone_waits_less_and_many_no_longer_than_the_bound(outbox: Outbox) -> None:
+    outbox.add([FINISH], NOW)
+    outbox.empty(NOW)
+    assert outbox.is_due(NOW + 1.01 / PIECES_PER_SECOND)
+    outbox.add([TokenEvent(f"row {row}", "", 1) for row in range(100)], NOW)
+    outbox.empty(NOW)
+    assert not outbox.is_due(NOW + 0.99 * MAX_HOLD_SECONDS)
+    assert outbox.is_due(NOW + 1.01 * MAX_HOLD_SECONDS)
 
 
 def test_tokens_of_several_steps_are_one_piece_and_each_step_is_told(outbox: Outbox) -> None:

@@ -2,7 +2,8 @@
 
 A message wakes the HTTP process, each answer's task in it and each client, whether it carries one token or ten; beside
 a small model that costs more than the tokens do (docs/adr/0033).  So what only continues answers waits for the next
-steps, for no longer than an eye sees.  First tokens, ends and errors do not wait, and take along what does.
+steps: the more answers there are, the longer, and never longer than an eye sees.  First tokens, ends and errors do not
+wait, and take along what does.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from dataclasses import dataclass, field
 
 from tru_vlm.engine.base import EngineEvent, TokenEvent
 
-HOLD_SECONDS = 0.02
-"""The least time between two messages that only continue answers; half a frame of a film."""
+PIECES_PER_SECOND = 160
+"""Of text that all answers together are sent in; one answer alone has each token in its time."""
+
+MAX_HOLD_SECONDS = 0.05
+"""The longest that a token waits for others."""
 
 StepTime = tuple[float, tuple[str, ...]]
 """When a step ended (``time.monotonic()``, the same for all processes), and the requests that it gave tokens."""
@@ -61,7 +65,8 @@ class Outbox:
 
     def is_due(self, now: float) -> bool:
         """Whether what is held should go now."""
-        return self._is_urgent or now - self._emptied_at >= HOLD_SECONDS
+        hold_seconds = min(MAX_HOLD_SECONDS, len(self._begun) / PIECES_PER_SECOND)
+        return self._is_urgent or now - self._emptied_at >= hold_seconds
 
     def empty(self, now: float) -> tuple[tuple[EngineEvent, ...], tuple[StepTime, ...]]:
         """Everything that is held, each request's events in their order and its tokens as one, and its steps' times."""
