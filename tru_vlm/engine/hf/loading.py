@@ -19,7 +19,7 @@ from tru_vlm.engine.hf.attention import AttentionKernel
 from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
 from tru_vlm.engine.hf.quantization import check_quantization, quantize
 from tru_vlm.engine.hf.text_model import TextModel
-from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed, register_attention
+from tru_vlm.engine.hf.vision_model import VisionModel
 from tru_vlm.engine.memory import free_host_bytes
 from tru_vlm.processor.profile import ModelProfile
 
@@ -76,7 +76,7 @@ def _flash_attn_problem(device: str) -> str | None:
 
 
 def load_model(profile: ModelProfile, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> Any:
-    """The model with its weights on the device, in evaluation mode, with our text layers and our attention.
+    """The model with its weights on the device, in evaluation mode, with our text layers and our vision tower.
 
     Args:
         profile: of the checkpoint.
@@ -119,16 +119,13 @@ def _counted(items: list[Any], on_loaded: Callable[[float], None]) -> Iterator[A
 
 
 def prepare_model(model: Any, config: EngineConfig) -> Any:
-    """Give one of Transformers' models our text layers and our attention, quantize it, and put it on the device.
+    """Give one of Transformers' models our text layers and our vision tower, quantize it, and put it on the device.
 
     Raises:
         QuantizationError: if the weights cannot be quantized as asked for.
     """
-    register_attention()
-    model.set_attn_implementation({"vision_config": FRAME_ATTENTION})
     model.model.language_model = TextModel(model.model.language_model)
-    visual = model.model.visual
-    visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
+    model.model.visual = VisionModel(model.model.visual)
     if config.quantization != "none":
         quantize(model.model.language_model, config.quantization, device=config.device)
     return model.to(config.device).eval().requires_grad_(False)
