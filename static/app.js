@@ -269,8 +269,10 @@ async function copyText(text) {
   area.remove();
 }
 
+const isOfForm = (element) => form.contains(element) || element.form === form; // the link's field stands outside
+
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && form.contains(event.target)) form.requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && isOfForm(event.target)) form.requestSubmit();
   if (event.key === "Escape" && !document.fullscreenElement) stop();
 });
 

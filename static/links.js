@@ -7,6 +7,7 @@ import { chooseKept, currentMedia, describeLink } from "./player.js";
 
 const input = document.getElementById("video_url");
 
+const asked = new WeakSet(); // media whose question, or job, fetches the link
 let fetching = null; // { media, controller }
 
 function stop() {
@@ -16,7 +17,8 @@ function stop() {
 
 async function fetchLink() {
   const media = currentMedia();
-  if (media?.kind !== "link" || media.videoId || fetching?.media === media || !/^https?:\/\/[^/]+\/./i.test(media.url)) return;
+  if (media?.kind !== "link" || media.videoId || asked.has(media) || fetching?.media === media) return;
+  if (!/^https?:\/\/[^/]+\/./i.test(media.url)) return;
   stop();
   const own = (fetching = { media, controller: new AbortController() });
   describeLink("The server is fetching it…");
@@ -49,4 +51,8 @@ async function keep(url, signal) {
 input.addEventListener("change", fetchLink);
 input.addEventListener("input", (event) => event.inputType?.startsWith("insertFrom") && fetchLink()); // pasted or dropped
 document.addEventListener("media:change", ({ detail }) => detail !== fetching?.media && stop());
-document.addEventListener("htmx:beforeRequest", ({ target }) => target.matches("#ask, #job") && stop());
+document.addEventListener("htmx:beforeRequest", ({ target }) => {
+  if (!target.matches("#ask, #job")) return;
+  stop();
+  asked.add(currentMedia()); // its field goes now, which may be the end of typing
+});

@@ -8,6 +8,7 @@ from support import free_port
 from watching import HoldingHost, TricklingHost
 
 _LINK = "Or paste a link"
+_SRC = "image => image.src"
 
 
 def _give(ask_page: AskPage, link: str) -> None:
@@ -57,6 +58,7 @@ def test_a_link_that_is_given_up_is_not_fetched_on(ask_page: AskPage) -> None:
 
 def test_a_question_about_a_link_does_not_wait_for_it(ask_page: AskPage) -> None:
     ask_page.watch.expected += ["ERR_ABORTED"]
+    frame = ask_page.page.locator("#linked-frame")
     with HoldingHost(SAMPLES_DIR / "red-circle.mp4") as host:
         _give(ask_page, host.url)
         ask_page.wait_for(host.was_asked.is_set)
@@ -64,3 +66,21 @@ def test_a_question_about_a_link_does_not_wait_for_it(ask_page: AskPage) -> None
         expect(ask_page.page.locator("#pending .answer")).to_be_visible()
         host.may_send.set()
         assert "red circle" in ask_page.wait_until_done().lower()
+        ask_page.frames.nth(2).click()
+        expect(frame).to_be_visible()
+        assert frame.evaluate(_SRC) == ask_page.frames.nth(2).locator("img").evaluate(_SRC)
+        assert host.num_asked == 2, "once for the stage, which was given up, and once for the question"
+
+
+def test_a_link_that_is_asked_about_from_its_field_is_fetched_by_the_question_alone(ask_page: AskPage) -> None:
+    page = ask_page.page
+    with HoldingHost(SAMPLES_DIR / "red-circle.mp4") as host:
+        page.get_by_label("Your question").fill("What happens in this video?")
+        page.get_by_label(_LINK).fill(host.url)
+        page.keyboard.press("Control+Enter")  # the field goes, and with its focus it reports a change
+        expect(page.get_by_label(_LINK)).to_be_hidden()
+        ask_page.wait_for(host.was_asked.is_set)
+        host.may_send.set()
+        assert "red circle" in ask_page.wait_until_done().lower()
+        assert host.num_asked == 1
+    expect(ask_page.frames.first).to_be_visible()

@@ -175,14 +175,6 @@ def test_settings_are_sent(ask_page: AskPage) -> None:
     expect(ask_page.latest.locator(".note")).to_contain_text("Cut off at 3 tokens")
 
 
-def test_link_is_fetched_by_the_server(ask_page: AskPage) -> None:
-    ask_page.page.get_by_label("Or paste a link").fill(f"{ask_page.base}/static/samples/red-circle.mp4")
-    ask_page.ask()
-    assert "red circle" in ask_page.wait_until_done().lower()
-    ask_page.frames.nth(2).click()
-    expect(ask_page.page.locator("#linked-frame")).to_be_visible()
-
-
 def test_link_that_cannot_be_fetched_is_explained(ask_page: AskPage) -> None:
     ask_page.expect_status(400)
     ask_page.page.get_by_label("Or paste a link").fill("ftp://example.com/clip.mp4")

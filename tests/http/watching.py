@@ -136,10 +136,12 @@ class HoldingHost(_Host):
 
     def __init__(self, clip: Path) -> None:
         self.was_asked, self.may_send = threading.Event(), threading.Event()
+        self.num_asked = 0
         host, content = self, clip.read_bytes()
 
         class Handler(_QuietHandler):
             def do_GET(self) -> None:
+                host.num_asked += 1
                 host.was_asked.set()
                 host.may_send.wait(TIMEOUT)
                 with suppress(ConnectionError):  # who asked may have been killed
