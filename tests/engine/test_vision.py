@@ -6,7 +6,8 @@ import torch
 from engine_helpers import image, request, video
 
 from tru_vlm.engine.hf.row import prepare_row
-from tru_vlm.engine.hf.vision import LinearPatchEmbed, VisionEncoder, VisualFeatures, VisualInputs
+from tru_vlm.engine.hf.vision import VisionEncoder, VisualFeatures, VisualInputs
+from tru_vlm.engine.hf.vision_model import LinearPatchEmbed
 
 
 class Counting:

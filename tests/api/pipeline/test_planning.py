@@ -205,7 +205,7 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     bounds = videos._settle(media.probe, item.params, planner.bounds, media.allowance).sampling
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
-    assert planner._count(request, [layout]).fits or is_smallest
+    assert planner._tokens(planner._count(request, [layout]), request).fits or is_smallest
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
@@ -225,9 +225,9 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
     is_over = threading.Event()
 
     def worker() -> None:
-        link = WorkerLink(socket_path(tmp_path, 0))
+        link = WorkerLink(socket_path(tmp_path, 0), lambda: hello)
         while not submitted and not is_over.is_set():
-            submitted.extend(message for message in link.receive(hello, 0.1) if isinstance(message, Submit))
+            submitted.extend(message for message in link.receive(0.1) if isinstance(message, Submit))
         link.close()
 
     async def upload(**fields: str) -> InferenceRequest:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from tru_vlm.engine.hf.attention import AttentionKernel
 from tru_vlm.engine.hf.config import DtypeChoice, EngineConfig
 from tru_vlm.engine.hf.quantization import check_quantization, quantize
 from tru_vlm.engine.hf.text_model import TextModel
-from tru_vlm.engine.hf.vision import FRAME_ATTENTION, LinearPatchEmbed, register_attention
+from tru_vlm.engine.hf.vision_model import VisionModel
 from tru_vlm.engine.memory import free_host_bytes
 from tru_vlm.processor.profile import ModelProfile
 
@@ -77,7 +76,7 @@ def _flash_attn_problem(device: str) -> str | None:
 
 
 def load_model(profile: ModelProfile, config: EngineConfig, on_loaded: Callable[[float], None] = lambda _: None) -> Any:
-    """The model with its weights on the device, in evaluation mode, with our text layers and our attention.
+    """The model with its weights on the device, in evaluation mode, with our text layers and our vision tower.
 
     Args:
         profile: of the checkpoint.
@@ -120,16 +119,13 @@ def _counted(items: list[Any], on_loaded: Callable[[float], None]) -> Iterator[A
 
 
 def prepare_model(model: Any, config: EngineConfig) -> Any:
-    """Give one of Transformers' models our text layers and our attention, quantize it, and put it on the device.
+    """Give one of Transformers' models our text layers and our vision tower, quantize it, and put it on the device.
 
     Raises:
         QuantizationError: if the weights cannot be quantized as asked for.
     """
-    register_attention()
-    model.set_attn_implementation({"vision_config": FRAME_ATTENTION})
     model.model.language_model = TextModel(model.model.language_model)
-    visual = model.model.visual
-    visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
+    model.model.visual = VisionModel(model.model.visual)
     if config.quantization != "none":
         quantize(model.model.language_model, config.quantization, device=config.device)
     return model.to(config.device).eval().requires_grad_(False)
@@ -142,16 +138,6 @@ def checkpoint_quantization(model_config: Any) -> str | None:
         return None
     method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
     return str(getattr(method, "value", method))
-
-
-def leave_a_core(num_engines: int) -> None:
-    """On a CPU, compute with all cores but one, shared out among the engines; with fewer where fewer are set.
-
-    The one is for the HTTP process and the decode pool. PyTorch's threads meet at every operation, so that one that is
-    interrupted stops all of them: on two cores, two threads beside a busy HTTP process are slower than one.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (cores - 1) // num_engines)))
 
 
 def available_memory_bytes(device: str) -> int:

@@ -9,26 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tru_vlm.engine.base import MediaInput
 from tru_vlm.engine.hf.transfer import to_device
+from tru_vlm.engine.hf.vision_model import VisionModel
 from tru_vlm.processor.patches import patchify
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt
-
-FRAME_ATTENTION = "tru_vlm_frames"
-
-
-def register_attention() -> None:
-    """Make :func:`frame_attention` known to Transformers under its name; again does nothing."""
-    ALL_ATTENTION_FUNCTIONS.register(FRAME_ATTENTION, frame_attention)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,57 +61,6 @@ class VisualFeatures:
         )
 
 
-class LinearPatchEmbed(nn.Module):
-    """The tower's patch embedding as one matrix product.
-
-    Its convolution's kernel equals its stride, so it is one; as a convolution it is many times slower in bfloat16.
-    """
-
-    def __init__(self, patch_embed: Any) -> None:
-        super().__init__()
-        self.proj = patch_embed.proj  # kept whole: it is the checkpoint's parameter
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(n, channels * temporal * patch**2) to (n, hidden)."""
-        weight: torch.Tensor = self.proj.weight
-        return linear(patches.to(weight.dtype), weight.view(weight.shape[0], -1), self.proj.bias)
-
-
-def frame_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    patches_per_frame: int,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of each temporal patch within itself, all at once, with Transformers' signature.
-
-    Args:
-        module: the attention layer.
-        query: (1, num_heads, t * patches_per_frame, head_dim).
-        key: as query.
-        value: as query.
-        attention_mask: unused.
-        scaling: of the scores.
-        patches_per_frame: spatial patches of one temporal patch.
-
-    Returns:
-        (1, t * patches_per_frame, num_heads, head_dim), and None for the weights.
-    """
-    del module, attention_mask
-
-    def by_frame(tensor: torch.Tensor) -> torch.Tensor:
-        _, num_heads, _, head_dim = tensor.shape
-        return tensor[0].reshape(num_heads, -1, patches_per_frame, head_dim).transpose(0, 1)
-
-    out = scaled_dot_product_attention(by_frame(query), by_frame(key), by_frame(value), scale=scaling)
-    return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-
-
 class Encoder(Protocol):
     """Gives features of frames: the tower, or a cache around it."""
 
@@ -132,7 +72,7 @@ class Encoder(Protocol):
 class VisionEncoder:
     """Runs the tower."""
 
-    def __init__(self, visual: Any, profile: ModelProfile, device: str) -> None:
+    def __init__(self, visual: VisionModel, profile: ModelProfile, device: str) -> None:
         self._visual = visual
         self._profile = profile
         self._device = device
@@ -150,15 +90,8 @@ class VisionEncoder:
             dtype=self._visual.dtype,
         )
         height, width = media.frames.shape[2] // profile.patch_size, media.frames.shape[3] // profile.patch_size
-        output = self._visual(
-            to_device(patches, self._device),
-            grid_thw=torch.tensor([[stop - start, height, width]], device=self._device),
-            # One segment for Transformers: frame_attention splits it, without a loop over frames.
-            cu_seqlens=torch.tensor([0, len(patches)], dtype=torch.int32, device=self._device),
-            max_seqlen=height * width,
-            patches_per_frame=height * width,
-        )
-        return VisualFeatures(output.pooler_output, tuple(output.deepstack_features))
+        embeddings, deepstack = self._visual(to_device(patches, self._device), height, width)
+        return VisualFeatures(embeddings, tuple(deepstack))
 
 
 class VisualInputs:
