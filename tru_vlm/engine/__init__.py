@@ -40,10 +40,12 @@ def create_engine(
 def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded: Callable[[float], None]) -> Engine:
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
-    from tru_vlm.engine.hf.loading import available_memory_bytes, leave_a_core
+    from tru_vlm.engine.hf.loading import available_memory_bytes, choose_step_threads, leave_a_core
 
+    step_threads = 1
     if device == "cpu":
         leave_a_core(num_cpu_engines)
+        step_threads = choose_step_threads(num_cpu_engines)
     elif device.startswith("cuda"):
         check_device_memory(settings, device, available_memory_bytes(device))
     config = EngineConfig(
@@ -57,6 +59,7 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded:
         kv_cache_tokens=settings.kv_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         num_speculative_tokens=settings.num_speculative_tokens,
+        step_threads=step_threads,
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
         cuda_graphs=settings.cuda_graphs,
