@@ -3,7 +3,8 @@
     python benchmarks/alone.py [--rounds 5] [--folder DIR]
 
 * second question: time to first token of another question about a video, over that of the first question;
-* streaming: tokens/s through HTTP at 8 at once, over those of the bare engine loop on the same frames;
+* streaming: tokens/s through HTTP at 8 at once, of a video that the server keeps, over those of the bare engine loop
+  with the same frames and questions;
 * late arrival: time to first token of a question that comes while 7 long answers run, over its time alone;
 * idle: CPU seconds of all processes over seconds of doing nothing;
 * faults: 10 % broken files and 20 % clients that leave; who was answered, and how many requests were left over.
@@ -25,12 +26,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import contenders
 import httpx
 from contenders import Question, Running
+from floor import HEIGHT, WIDTH
 from load import Outcome, ask_once, first_piece, run_load, spread
 from serving import FPS, NUM_FRAMES, PROMPT, clip_server, make_clips
 
@@ -43,17 +46,16 @@ LATE_CLIPS = 20  # the clips from this one on are for the late arrivals
 TWIN = "-twin"
 
 ENGINE_LOOP = """
-import json, sys, time
+import sys, time
 sys.path.insert(0, {root!r})
-import numpy as np
+from qwen_vl_utils import SamplingOptions, read_video
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import EngineRequest, FinishEvent, MediaInput
 from tru_vlm.settings import load_settings
 from tru_vlm.types import GenerationParams, MediaPart, Message, TextPart
 engine = create_engine(load_settings(None, max_batch_size={at_once}), "cpu")
-frames = np.random.default_rng(0).integers(0, 256, ({frames}, 3, 96, 160), dtype=np.uint8)
-times = tuple(index / {fps} for index in range(len(frames)))
-media = MediaInput("video", frames, "bench", times, tuple(range(len(frames))), {fps})
+video = read_video({clip!r}, sampling=SamplingOptions(fps={fps}, resized_height={height}, resized_width={width}))
+media = MediaInput("video", video.frames.numpy(), "bench", tuple(video.pts_seconds))
 params = GenerationParams(max_tokens={tokens}, temperature=0.0, ignore_eos=True)
 def run(turn):
     for row in range({at_once}):
@@ -63,17 +65,11 @@ def run(turn):
     while engine.has_work():
         tokens += sum(event.usage.completion_tokens for event in engine.step() if isinstance(event, FinishEvent))
     return tokens / (time.perf_counter() - begin)
-run(0)
+run("first")
 print("ready", flush=True)
 for line in sys.stdin:
-    print(run(int(line)), flush=True)
+    print(run(line.strip()), flush=True)
 """
-
-
-async def ask_to_the_end(client: httpx.AsyncClient, question: Question) -> Any:
-    """As ``contenders.ask_ours``, but the answer has exactly ``max_tokens`` tokens."""
-    async for piece in contenders.ask_ours(client, question, ignore_eos=True):
-        yield piece
 
 
 def second_question(server: Running, clips: str, rounds: int) -> str:
@@ -89,14 +85,16 @@ def second_question(server: Running, clips: str, rounds: int) -> str:
     return spread(ratios)
 
 
-def streaming(server: Running, clips: str, rounds: int) -> tuple[str, float]:
-    """Tokens/s over HTTP and over the bare engine loop, in turn; the ratio of their medians."""
+def streaming(server: Running, clips: str, clip: Path, rounds: int) -> tuple[str, float]:
+    """Tokens/s over HTTP and over the bare engine loop, in turn, of the same answers; the ratio of their medians."""
     question = Question(f"{clips}/0.mp4", PROMPT, LONG_TOKENS, FPS, NUM_FRAMES)
+    kept = httpx.post(f"{server.base}/v1/videos", json={"video_url": question.video_url}).raise_for_status().json()
+    ask = partial(contenders.ask_ours, video_id=kept["id"], ignore_eos=True)
     http, bare = [], []
-    with _engine_loop() as run_bare:
+    with _engine_loop(clip) as run_bare:
         for turn in range(rounds + 1):
             load = [dataclasses.replace(question, prompt=f"{PROMPT} {turn}.{row}") for row in range(AT_ONCE)]
-            wall, outcomes = asyncio.run(run_load(server.base, ask_to_the_end, load, AT_ONCE))
+            wall, outcomes = asyncio.run(run_load(server.base, ask, load, AT_ONCE))
             http.append(sum(outcome.completion_tokens or 0 for outcome in outcomes) / wall)
             bare.append(run_bare(turn))
     del http[0], bare[0]  # the first turn decodes the video
@@ -105,10 +103,17 @@ def streaming(server: Running, clips: str, rounds: int) -> tuple[str, float]:
 
 
 @contextmanager
-def _engine_loop() -> Iterator[Callable[[int], float]]:
+def _engine_loop(clip: Path) -> Iterator[Callable[[int], float]]:
     """The engine without a server, in a process that sleeps until it is called for a turn's tokens/s."""
     code = ENGINE_LOOP.format(
-        root=str(ROOT), at_once=AT_ONCE, frames=NUM_FRAMES, fps=FPS, tokens=LONG_TOKENS, prompt=PROMPT
+        root=str(ROOT),
+        at_once=AT_ONCE,
+        clip=str(clip),
+        fps=FPS,
+        height=HEIGHT,
+        width=WIDTH,
+        tokens=LONG_TOKENS,
+        prompt=PROMPT,
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
@@ -118,7 +123,7 @@ def _engine_loop() -> Iterator[Callable[[int], float]]:
     answers, wanted = process.stdout, process.stdin
 
     def run(turn: int) -> float:
-        print(turn + 1, file=wanted, flush=True)
+        print(turn, file=wanted, flush=True)
         return float(answers.readline())
 
     with process:
@@ -161,7 +166,7 @@ async def _start_long(client: httpx.AsyncClient, url: str, row: int) -> asyncio.
     begun = asyncio.Event()
 
     async def ask(client: httpx.AsyncClient, question: Question) -> Any:
-        async for piece in ask_to_the_end(client, question):
+        async for piece in contenders.ask_ours(client, question, ignore_eos=True):
             begun.set()
             yield piece
 
@@ -238,7 +243,7 @@ def _report(server: Running, clips: str, folder: Path, rounds: int) -> None:
     print(
         f"| TTFT of a second question / of the first | {second_question(server, clips, rounds)} | <= 0.20 |", flush=True
     )
-    text, ratio = streaming(server, clips, rounds)
+    text, ratio = streaming(server, clips, folder / "clips" / "0.mp4", rounds)
     print(f"| tokens/s over HTTP / bare engine loop ({text}) | {ratio:.2f} | >= 0.90 |", flush=True)
     late = asyncio.run(late_arrival(server.base, clips, rounds))
     print(f"| TTFT beside 7 long answers / alone | {late} | <= 1.50 |", flush=True)

@@ -141,10 +141,14 @@ def _wait(server: Running, log: Path) -> None:
 # ---- how each is asked ----------------------------------------------------------------------------------------------
 
 
-async def ask_ours(client: httpx.AsyncClient, question: Question, *, ignore_eos: bool = False) -> AsyncIterator[Piece]:
-    """Our native route, streaming. ignore_eos: the answer has exactly ``max_tokens`` tokens."""
+async def ask_ours(
+    client: httpx.AsyncClient, question: Question, *, video_id: str | None = None, ignore_eos: bool = False
+) -> AsyncIterator[Piece]:
+    """Our native route, streaming. video_id: of the video, where the server keeps it. ignore_eos: the answer has
+    exactly ``max_tokens`` tokens.
+    """
     body = {
-        "video_url": question.video_url,
+        **({"video_id": video_id} if video_id else {"video_url": question.video_url}),
         "prompt": question.prompt,
         "video_params": {"fps": question.fps},
         "generation_params": {"max_tokens": question.max_tokens, "temperature": 0.0, "ignore_eos": ignore_eos},

@@ -12,12 +12,14 @@ from playwright.sync_api import CDPSession, ConsoleMessage, Locator, Page, Reque
 from support import ROOT
 
 ANSWER_MS = 90_000  # a bound for a busy machine; an answer takes a second
+SLOW = 100_000  # bytes per second
+LARGE = 6_000_000  # on a slow line, longer on its way than all that is expected meanwhile may take; the test frees it
 SAMPLES_DIR = ROOT / "static" / "samples"
 SAMPLES = json.loads((SAMPLES_DIR / "samples.json").read_text())
 # An observer is called between two events of a stream, however late the page's next frame is.
 STOP_AT_FIRST_WORD = """() => {
   const observer = new MutationObserver(() => {
-    const card = document.querySelector("#answers .answer");
+    const card = document.querySelector('#answers .answer[data-state="running"]');
     if (!card?.querySelector(".answer-text").textContent) return;
     observer.disconnect();
     card.querySelector("#stop").click();
@@ -124,6 +126,13 @@ class AskPage:
     def text(self) -> str:
         """What the newest answer says so far."""
         return self.latest.locator(".answer-text").inner_text()
+
+    def copy(self, card: Locator) -> str:
+        """Press a card's button, and read what has been copied then."""
+        self.page.evaluate("navigator.clipboard.writeText('')")
+        card.get_by_role("button", name="Copy").click()
+        self.wait_until("async () => (await navigator.clipboard.readText()) !== ''")
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
 
     def player_seconds(self) -> float:
         """Where the preview stands."""

@@ -1,4 +1,4 @@
-"""A line to the server that stalls after a number of bytes, and breaks where a test says."""
+"""A line to the server on which a long request stalls after a number of bytes, and breaks when a test says."""
 
 from __future__ import annotations
 
@@ -22,35 +22,28 @@ class CutLine(socketserver.ThreadingTCPServer):
         host, port = server_base.removeprefix("http://").split(":")
         self.target = (host, int(port))
         self.base = f"http://127.0.0.1:{self.server_address[1]}"
-        self._left: int | None = None
-        self._sockets: set[socket.socket] = set()
-        self._is_open = threading.Event()
-        self._is_open.set()
+        self.has_stalled = threading.Event()
+        self._most: int | None = None
+        self._is_cut = threading.Event()
 
     def stall_after(self, num_bytes: int) -> None:
-        """Let that many bytes go up, and then no more."""
-        self._left = num_bytes
+        """Let that many bytes go up by each connection, and then no more."""
+        self.has_stalled.clear()
+        self._is_cut.clear()
+        self._most = num_bytes
 
     def cut(self) -> None:
-        """Close every connection; those that come after get through."""
-        self._left = None
-        sockets, self._sockets = self._sockets, set()
-        for end in sockets:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._is_open.set()
+        """Break the connections that stall; no other one does from now on."""
+        self._most = None
+        self._is_cut.set()
 
-    def hold(self, end: socket.socket) -> None:
-        """Count a socket among those that are closed."""
-        self._sockets.add(end)
-
-    def spend(self, num_bytes: int) -> None:
-        """Note that bytes have gone up; waits where they were the last that may."""
-        if self._left is not None:
-            self._left -= num_bytes
-            if self._left <= 0:
-                self._is_open.clear()
-        self._is_open.wait()
+    def holds(self, num_bytes: int) -> bool:
+        """Whether a connection stalls that so many bytes have gone up by; returns when it is to break."""
+        if self._most is None or num_bytes < self._most:
+            return False
+        self.has_stalled.set()
+        self._is_cut.wait()
+        return True
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -58,19 +51,21 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         with contextlib.suppress(OSError), socket.create_connection(self.server.target) as upstream:
-            for end in (self.request, upstream):
-                self.server.hold(end)
-            down = threading.Thread(target=_pump, args=(upstream, self.request, None), daemon=True)
+            down = threading.Thread(target=_pump, args=(upstream, self.request), daemon=True)
             down.start()
             _pump(self.request, upstream, self.server)
             down.join()
 
 
-def _pump(source: Any, target: Any, line: CutLine | None) -> None:
+def _pump(source: Any, target: Any, line: CutLine | None = None) -> None:
+    num_bytes = 0
     with contextlib.suppress(OSError):
         while piece := source.recv(_PIECE_BYTES):
             target.sendall(piece)
-            if line is not None:
-                line.spend(len(piece))
+            num_bytes += len(piece)
+            if line is not None and line.holds(num_bytes):
+                for end in (source, target):
+                    end.shutdown(socket.SHUT_RDWR)
+                return
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_WR)

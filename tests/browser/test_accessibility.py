@@ -47,6 +47,7 @@ def test_axe_finds_nothing_serious(open_page: OpenPage) -> None:
     ask_page.wait_until_done()
     page.unroute_all()
     ask_page.ask(nframes=4)
+    expect(ask_page.answers).to_have_count(2)
     ask_page.wait_until_done()
     expect(ask_page.frames).to_have_count(4)
     check_looks(page, "answered")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ask_page import AskPage, OpenPage, clip_bytes, padded
+from ask_page import LARGE, SLOW, AskPage, OpenPage, clip_bytes, padded
 from playwright.sync_api import expect
 
 _GAP = """() => {
@@ -41,8 +41,8 @@ def test_on_a_phone_the_line_has_a_place_only_with_a_video_and_moves_nothing_whe
         return float(page.evaluate(_GAP))
 
     assert gap() < 30
-    ask_page.throttle_uploads(50_000)
-    ask_page.choose_file("large.mp4", padded(clip_bytes("red-circle"), 200_000))
+    ask_page.throttle_uploads(SLOW)
+    ask_page.choose_file("large.mp4", padded(clip_bytes("red-circle"), LARGE))
     expect(page.locator("#estimate")).to_contain_text("once the server has the video")
     before = gap()
     ask_page.throttle_uploads(-1)

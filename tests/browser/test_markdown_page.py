@@ -95,33 +95,27 @@ def test_markdown_streams_in_without_being_taken_back_and_its_times_seek(ask_pag
 def test_what_is_copied_is_the_markdown_also_of_what_was_stored_or_stopped(open_page: OpenPage) -> None:
     ask_page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page = ask_page.page
-
-    def copied() -> str:
-        ask_page.latest.get_by_role("button", name="Copy").click()
-        expect(ask_page.latest.get_by_role("button", name="Copied")).to_be_visible()
-        return str(page.evaluate("navigator.clipboard.readText()"))
-
     answer_with(ask_page, MARKDOWN)
     ask_page.choose_sample("triangle-then-square")
     ask_page.ask()
     ask_page.wait_until_done()
-    assert copied() == MARKDOWN.strip()
+    assert ask_page.copy(ask_page.latest) == MARKDOWN.strip()
 
     page.unroute_all()
     ask_page.ask()
     expect(ask_page.answers).to_have_count(2)
     ask_page.wait_until_done()
-    said = copied()
+    said = ask_page.copy(ask_page.latest)
     assert re.search(r"<[\d.]+ seconds>", said), "as the model wrote it; shown is 0:05.0"
     page.reload()
     expect(ask_page.latest.locator(".answer-text")).not_to_be_empty()
-    assert copied() == said
+    assert ask_page.copy(ask_page.latest) == said
 
     answer_with(ask_page, MARKDOWN)
     page.evaluate(STOP_AT_FIRST_WORD)
     ask_page.ask()
     expect(ask_page.latest).to_have_attribute("data-state", "stopped")
-    assert MARKDOWN.startswith(copied())
+    assert MARKDOWN.startswith(ask_page.copy(ask_page.latest))
 
 
 @pytest.mark.parametrize("size", [7, 5000])

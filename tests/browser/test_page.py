@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ask_page import ANSWER_MS, SAMPLES, STOP_AT_FIRST_WORD, AskPage, OpenPage, clip_bytes, padded
+from ask_page import ANSWER_MS, LARGE, SAMPLES, SLOW, STOP_AT_FIRST_WORD, AskPage, OpenPage, clip_bytes, padded
 from playwright.sync_api import expect
 
 from demo_model.generator import ClipSpec, Event, encode
@@ -145,19 +145,20 @@ def test_fault_that_only_the_server_sees_is_shown_beside_its_field(ask_page: Ask
 
 
 def test_question_waits_for_its_file(ask_page: AskPage) -> None:
-    ask_page.throttle_uploads(1_000_000)
-    ask_page.choose_file("clip.mp4", padded(clip_bytes("red-circle"), 1_500_000))
+    ask_page.throttle_uploads(SLOW)
+    ask_page.choose_file("clip.mp4", padded(clip_bytes("red-circle"), LARGE))
     ask_page.ask()
     stage = ask_page.page.locator("#pending .stage-label")
-    expect(stage).to_contain_text(re.compile(r"Uploading .* of 1\.4 MB, [1-9]\d? %"))
+    expect(stage).to_contain_text(re.compile(r"Uploading .* of 5\.7 MB, [1-9]\d? %"))
     assert 0 < float(ask_page.page.locator("#pending progress").evaluate("bar => bar.value")) <= 1
+    ask_page.throttle_uploads(-1)
     assert ask_page.wait_until_done()
     expect(ask_page.page.locator("#pending")).to_be_empty()
 
 
 def test_question_can_be_taken_back_while_its_file_goes_on(ask_page: AskPage) -> None:
-    ask_page.throttle_uploads(300_000)
-    ask_page.choose_file("taken back.mp4", padded(clip_bytes("red-circle"), 1_000_000))
+    ask_page.throttle_uploads(SLOW)
+    ask_page.choose_file("taken back.mp4", padded(clip_bytes("red-circle"), LARGE + 1))
     ask_page.ask()
     expect(ask_page.page.locator("#pending .stage-label")).to_contain_text("Uploading")
     ask_page.page.keyboard.press("Escape")
@@ -238,8 +239,8 @@ def test_history_copy_and_ask_again(open_page: OpenPage) -> None:
     ask_page.wait_until_done()
 
     earlier = ask_page.answers.last
-    earlier.get_by_role("button", name="Copy").click()
-    assert ask_page.page.evaluate("navigator.clipboard.readText()") == first
+    assert ask_page.copy(earlier) == first
+    expect(earlier.get_by_role("button", name="Copied")).to_be_visible()
     earlier.get_by_role("button", name="Ask again").click()
     expect(ask_page.answers).to_have_count(3)
     assert ask_page.wait_until_done() == first

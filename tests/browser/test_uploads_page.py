@@ -9,15 +9,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from ask_page import ANSWER_MS, AskPage, OpenPage, clip_bytes, padded
+from ask_page import ANSWER_MS, LARGE, SLOW, AskPage, OpenPage, clip_bytes, padded
 from cut_line import CutLine
 from playwright.sync_api import Request, expect
 from support import Server
-
-_SLOW = 100_000  # bytes per second: half a minute for a large file, unless the test frees the line
-_LARGE = 3_000_000
-_ENDLESS = 6_000_000  # two at once: two minutes on the slow line, more than all that is expected meanwhile may take
-_ON_ITS_WAY = "() => document.querySelector('.upload-row progress')?.value > 0.05"
 
 
 class Pieces:
@@ -45,20 +40,16 @@ def line(server: Server) -> Iterator[CutLine]:
     with CutLine(server.base) as running:
         threading.Thread(target=running.serve_forever, args=(0.05,), daemon=True).start()
         yield running
+        running.cut()
         running.shutdown()
-
-
-@pytest.fixture
-def pieces(ask_page: AskPage) -> Pieces:
-    return Pieces(ask_page)
 
 
 def test_several_files_at_once_and_one_is_refused(ask_page: AskPage) -> None:
     page = ask_page.page
     ask_page.expect_status(415)
-    ask_page.throttle_uploads(_SLOW)
-    files = [("one of two.mp4", padded(clip_bytes("red-circle"), _ENDLESS))]
-    files += [("two of two.mp4", padded(clip_bytes("yellow-star"), _ENDLESS)), ("words.mp4", b"Only words. " * 99)]
+    ask_page.throttle_uploads(SLOW)
+    files = [("one of two.mp4", padded(clip_bytes("red-circle"), LARGE))]
+    files += [("two of two.mp4", padded(clip_bytes("yellow-star"), LARGE)), ("words.mp4", b"Only words. " * 99)]
     page.set_input_files("#video", [{"name": name, "mimeType": "video/mp4", "buffer": data} for name, data in files])
     facts = ask_page.upload_row("one of two.mp4").locator(".row-facts")
     expect(facts).to_have_text(re.compile(r"^\d+ % of 5\.7 MB · \d.* KB/s · \d+ (s|min) left$"))
@@ -81,13 +72,13 @@ def test_a_file_that_breaks_off_goes_on_where_it_was(open_page: OpenPage, line: 
     ask_page = open_page(base=line.base)
     pieces = Pieces(ask_page)
     ask_page.watch.expected += ["Failed to load resource"]
-    line.stall_after(_LARGE // 2)
-    ask_page.choose_file("again.mp4", padded(clip_bytes("red-circle"), _LARGE + 3))
-    ask_page.wait_for(lambda: pieces.arrived() > 0)
+    line.stall_after(LARGE // 2)
+    ask_page.choose_file("again.mp4", padded(clip_bytes("red-circle"), LARGE + 3))
+    ask_page.wait_for(lambda: line.has_stalled.is_set() and pieces.arrived() > 0)
     line.cut()
     expect(ask_page.kept("again.mp4")).to_be_visible(timeout=ANSWER_MS)
     assert pieces.offsets[0] == 0
-    assert 0 < pieces.offsets[1] < _LARGE
+    assert 0 < pieces.offsets[1] < LARGE
 
 
 def test_what_has_broken_off_for_good_waits_for_retry(open_page: OpenPage, line: CutLine) -> None:
@@ -95,9 +86,9 @@ def test_what_has_broken_off_for_good_waits_for_retry(open_page: OpenPage, line:
     pieces = Pieces(ask_page)
     ask_page.watch.expected += ["Failed to load resource"]
     ask_page.page.evaluate("Object.defineProperty(navigator, 'onLine', { value: false })")  # so it does not try again
-    line.stall_after(_LARGE // 2)
-    ask_page.choose_file("cut off.mp4", padded(clip_bytes("red-circle"), _LARGE))
-    ask_page.wait_for(lambda: pieces.arrived() > 0)
+    line.stall_after(LARGE // 2)
+    ask_page.choose_file("cut off.mp4", padded(clip_bytes("red-circle"), LARGE + 4))
+    ask_page.wait_for(lambda: line.has_stalled.is_set() and pieces.arrived() > 0)
     line.cut()
     row = ask_page.upload_row("cut off.mp4")
     expect(row.locator(".row-facts")).to_have_text(re.compile(r"^Broken off at \d+ %; Retry goes on from there$"))
@@ -106,35 +97,41 @@ def test_what_has_broken_off_for_good_waits_for_retry(open_page: OpenPage, line:
     expect(ask_page.page.locator("#error-video")).to_contain_text("broke off")
     row.get_by_role("button", name="Retry").click()
     expect(ask_page.kept("cut off.mp4")).to_be_visible(timeout=ANSWER_MS)
-    assert 0 < pieces.offsets[-1] < _LARGE
+    assert 0 < pieces.offsets[-1] < LARGE
     ask_page.ask()
     assert "red circle" in ask_page.wait_until_done().lower()
 
 
-def test_a_file_goes_on_after_a_reload(ask_page: AskPage, pieces: Pieces, tmp_path: Path) -> None:
+def test_a_file_goes_on_after_a_reload(open_page: OpenPage, line: CutLine, tmp_path: Path) -> None:
+    ask_page = open_page(base=line.base)
+    pieces = Pieces(ask_page)
     path = tmp_path / "reloaded.mp4"
-    path.write_bytes(padded(clip_bytes("red-circle"), _LARGE + 1))
-    ask_page.throttle_uploads(_SLOW)
+    path.write_bytes(padded(clip_bytes("red-circle"), LARGE + 1))
+    line.stall_after(LARGE // 2)
     ask_page.page.set_input_files("#video", path)
-    ask_page.wait_until(_ON_ITS_WAY)
+    ask_page.wait_for(lambda: line.has_stalled.is_set() and pieces.arrived() > 0)
     ask_page.page.reload()
-    ask_page.throttle_uploads(-1)
+    line.cut()
     ask_page.page.set_input_files("#video", path)
     expect(ask_page.kept("reloaded.mp4")).to_be_visible(timeout=ANSWER_MS)
     assert pieces.offsets[-1] > 0
 
 
-def test_a_cancelled_file_is_forgotten(ask_page: AskPage, pieces: Pieces) -> None:
-    ask_page.throttle_uploads(_SLOW)
-    ask_page.choose_file("cancelled.mp4", padded(clip_bytes("red-circle"), _LARGE + 2))
-    ask_page.wait_until(_ON_ITS_WAY)
+def test_a_cancelled_file_is_forgotten(open_page: OpenPage, line: CutLine) -> None:
+    ask_page = open_page(base=line.base)
+    pieces = Pieces(ask_page)
+    line.stall_after(LARGE // 2)
+    ask_page.choose_file("cancelled.mp4", padded(clip_bytes("red-circle"), LARGE + 2))
+    ask_page.wait_for(lambda: line.has_stalled.is_set() and pieces.arrived() > 0)
+    ask_page.expect_status(409)  # the piece that is given up is told so, if it still listens
     ask_page.upload_row("cancelled.mp4").get_by_role("button", name="Cancel cancelled.mp4").click()
     expect(ask_page.upload_row("cancelled.mp4")).to_have_count(0)
     expect(ask_page.page.locator("#media")).to_have_attribute("data-state", "empty")
     ask_page.wait_for(lambda: requests.get(pieces.address, timeout=30).status_code == 404)
 
 
-def test_an_empty_file_is_not_even_sent(ask_page: AskPage, pieces: Pieces) -> None:
+def test_an_empty_file_is_not_even_sent(ask_page: AskPage) -> None:
+    pieces = Pieces(ask_page)
     ask_page.choose_file("nothing.mp4", b"")
     expect(ask_page.page.locator("#media")).to_have_attribute("data-state", "empty")
     expect(ask_page.upload_row("nothing.mp4").locator(".row-facts")).to_have_text("The file is empty.")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from engine_helpers import drive, image, recorded_tokens, request, video
 
-from tru_vlm.engine.hf import loading
+from tru_vlm.engine import cores
 from tru_vlm.engine.hf.side_by_side import SideBySide
 from tru_vlm.engine.hf.vision import VisionEncoder
 
@@ -76,12 +76,11 @@ def test_features_in_parts_equal_those_at_once(model, profile, threads):
 
 
 @pytest.mark.parametrize(
-    ("num_torch_threads", "num_cores", "num_engines", "expected"),
+    ("num_compute_threads", "num_cores", "num_engines", "expected"),
     [(1, 2, 1, 2), (3, 4, 1, 1), (1, 1, 1, 1), (1, 2, 2, 1)],
 )
-def test_two_threads_where_pytorch_has_one_and_a_core_is_left(
-    num_torch_threads, num_cores, num_engines, expected, monkeypatch
+def test_two_threads_where_an_operation_has_one_and_a_core_is_left(
+    *, num_compute_threads, num_cores, num_engines, expected, monkeypatch
 ):
-    monkeypatch.setattr(loading, "_num_cores", lambda: num_cores)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: num_torch_threads)
-    assert loading.choose_step_threads(num_engines) == expected
+    monkeypatch.setattr(cores, "_num_cores", lambda: num_cores)
+    assert cores.num_step_threads(num_engines, num_compute_threads=num_compute_threads) == expected

@@ -20,9 +20,17 @@ from demo_model.generator import clip_spec, render_frame
 from demo_model.questions import DEFAULT_QUESTION
 from tru_vlm.engine import create_engine
 from tru_vlm.engine.base import FailEvent, MediaInput
+from tru_vlm.engine.cores import num_compute_threads
 from tru_vlm.engine.vllm import installed
-from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.environment import SOCKETS, VISIBLE, guarded_children, prepare_environment, visible_devices
+from tru_vlm.engine.vllm.config import ONE_PROCESS, VllmConfig, check_names, engine_arguments
+from tru_vlm.engine.vllm.environment import (
+    SOCKETS,
+    VISIBLE,
+    binds_threads,
+    guarded_children,
+    prepare_environment,
+    visible_devices,
+)
 from tru_vlm.engine.vllm.guardian import MARK, marked
 from tru_vlm.engine.vllm.sampling import check_draftable
 from tru_vlm.errors import InvalidRequestError
@@ -30,8 +38,9 @@ from tru_vlm.settings import SettingsError, load_settings
 from tru_vlm.types import GenerationParams
 
 
-def arguments(**config):
-    return engine_arguments(VllmConfig("demo", **config), resolved_path="/model", block_tokens=16)
+def arguments(*, binds_threads=False, **config):
+    config = VllmConfig("demo", **config)
+    return engine_arguments(config, resolved_path="/model", block_tokens=16, binds_threads=binds_threads)
 
 
 def test_settings_become_vllms_arguments():
@@ -63,6 +72,27 @@ def test_settings_become_vllms_arguments():
     assert arguments()["kv_cache_memory_bytes"] > 0
     assert arguments(media_cache=False)["mm_processor_cache_gb"] == 0
     assert arguments(more={"kv_cache_dtype": "fp8", "block_size": 32}).items() >= {"block_size": 32}.items()
+
+
+def test_on_a_cpu_vllm_computes_where_it_schedules_unless_it_is_told_otherwise():
+    name = "distributed_executor_backend"
+    assert arguments()[name] == ONE_PROCESS
+    assert name not in arguments(device="cuda")
+    assert name not in arguments(binds_threads=True)
+    assert name not in arguments(num_devices=2)
+    assert name not in arguments(more={"pipeline_parallel_size": 2})
+    assert arguments(more={name: "mp"})[name] == "mp"
+    assert binds_threads({"VLLM_CPU_OMP_THREADS_BIND": "0-3"})
+    assert not binds_threads({"VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    assert not binds_threads({})
+
+
+@pytest.mark.parametrize(
+    ("num_engines", "most", "cores", "expected"), [(1, 8, 8, 7), (1, 4, 8, 4), (3, 8, 8, 2), (9, 8, 8, 1), (1, 1, 1, 1)]
+)
+def test_an_engine_leaves_a_core(num_engines, most, cores, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert num_compute_threads(num_engines, most=most) == expected
 
 
 @pytest.mark.parametrize(
@@ -137,9 +167,16 @@ def test_a_worker_sees_its_own_cards_only():
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         VISIBLE: "1",
     }
+
+
+def test_a_cpu_gets_its_threads_and_what_the_operator_has_set_stays():
     environment = {}
-    prepare_environment(["cpu"], environment)
+    prepare_environment(["cpu"], environment, num_threads=3)
+    assert environment["OMP_NUM_THREADS"] == "3"
     assert VISIBLE not in environment
+    environment["OMP_NUM_THREADS"] = "5"
+    prepare_environment(["cpu"], environment, num_threads=3)
+    assert environment["OMP_NUM_THREADS"] == "5"
 
 
 def gone(pids, seconds=20.0):
@@ -197,6 +234,12 @@ def test_the_sockets_of_guarded_children_have_a_private_folder_until_the_end(tmp
 
 def test_vllms_sockets_lie_in_the_guardians_folder(vllm_engine):
     assert any(path.is_socket() for path in vllm_engine._guardian.folder.iterdir())
+
+
+def test_vllm_computes_in_one_process_with_the_engines_threads(vllm_engine):
+    family = [process for process in psutil.Process().children(recursive=True) if "VLLM" in process.name()]
+    assert [process.name() for process in family] == ["VLLM::EngineCore"]
+    assert family[0].environ()["OMP_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_the_description(vllm_engine, profile):

@@ -20,6 +20,7 @@ from standardwebhooks import Webhook as Verifier
 from support import Server, start_server
 from test_jobs import get, item, submit, submit_lines, until_ended
 from test_jobs_restart import kill_all
+from watching import Brake
 from webhook_receiver import SECRET, Received, receiver
 
 
@@ -90,8 +91,6 @@ def test_a_file_and_a_long_video_have_webhooks_and_a_cancelled_job_is_told(hooke
     with receiver() as one:
         webhook = {"url": one.url(), "secret": SECRET}
         line = {"custom_id": "a", "method": "POST", "url": "/v1/inference/url", "body": item(hooked)}
-        file = submit_lines(hooked, line, webhook=json.dumps(webhook))
-        assert file.status_code == 202, file.text
         video = {
             "kind": "long_video",
             "video_url": item(hooked)["video_url"],
@@ -99,9 +98,12 @@ def test_a_file_and_a_long_video_have_webhooks_and_a_cancelled_job_is_told(hooke
             "span_seconds": 2,
             "webhook": webhook,
         }
-        long = requests.post(f"{hooked.base}/v1/inference/batch", json=video, timeout=TIMEOUT)
-        assert long.status_code == 202, long.text
-        requests.delete(f"{hooked.base}/v1/jobs/{long.json()['id']}", timeout=TIMEOUT)
+        with Brake(hooked):  # neither ends before the one is cancelled
+            file = submit_lines(hooked, line, webhook=json.dumps(webhook))
+            assert file.status_code == 202, file.text
+            long = requests.post(f"{hooked.base}/v1/inference/batch", json=video, timeout=TIMEOUT)
+            assert long.status_code == 202, long.text
+            requests.delete(f"{hooked.base}/v1/jobs/{long.json()['id']}", timeout=TIMEOUT)
         until_ended(hooked, file.json())
         one.wait_for(2)
         told = {message["data"]["id"]: message["type"] for message in (json.loads(r.body) for r in one.received)}

@@ -135,9 +135,14 @@ def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
         assert during.value("num_requests_running", worker="0") == 1
         assert 0 < during.value("kv_cache_usage_perc") < 0.5
         response.close()
-    idle = scrape_until(vllm_server.base, lambda now: now.value("num_requests_running") == 0)
-    assert idle.value("kv_cache_usage_perc") == 0
-    assert grown(after, idle, "request_aborts_total", stage="generating") == 1
+    # The server counts the abort when it has tidied up, and the worker tells of its cache when it has stopped.
+    idle = scrape_until(
+        vllm_server.base,
+        lambda now: (
+            grown(after, now, "request_aborts_total", stage="generating") == 1 and now.value("kv_cache_usage_perc") == 0
+        ),
+    )
+    assert idle.value("num_requests_running") == 0
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips: dict[str, Path]) -> None:
@@ -194,7 +199,7 @@ def kill_one_after_the_other(tmp_path: Path, sockets: Path) -> None:
     everybody = set(family_of(server))
     (worker,) = workers_of(server)
     its_own = worker.children(recursive=True)
-    assert len(its_own) >= 3
+    assert len(its_own) >= 2  # the guardian, and vLLM's process
     worker.kill()
     _, alive = psutil.wait_procs(its_own, timeout=GONE_SECONDS)
     assert not alive, alive

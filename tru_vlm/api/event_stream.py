@@ -21,6 +21,7 @@ T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499
 """The status that is logged for an answer nobody waits for any more (nginx's)."""
 
+_KEEP_ALIVE = b": keep-alive\n\n"
 _KEEP_ALIVE_SECONDS = 15.0
 _CERTAIN_SECONDS = 1.0
 _FAREWELL_SECONDS = 2.0
@@ -31,6 +32,11 @@ class RunningRequest(Protocol):
 
     id: str
     request_id: str
+
+    @property
+    def has_next(self) -> bool:
+        """Whether the next event is there already."""
+        ...
 
     async def accepted(self) -> None:
         """Wait until the early checks have passed, or the request has ended."""
@@ -156,11 +162,24 @@ class EventStreamResponse(Response):
     async def _send(self, send: Send) -> None:
         self._is_started = True
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for chunk in self._chunks():
-            if not chunk:  # to a peer, an empty chunk is the end
-                continue
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        events = self._first
+        while not any(isinstance(event, DoneEvent | ErrorEvent) for event in events):
+            if chunk := b"".join(map(self._encode, events)):  # to a peer, an empty chunk is the end
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            while not (events := await self._next_events()):
+                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})
+        await send({"type": "http.response.body", "body": b"".join(map(self._encode, events)), "more_body": False})
+
+    async def _next_events(self) -> list[RequestEvent]:
+        """All that have come, in one piece: each wakes the client.  None when for a while nothing came."""
+        try:
+            async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+                events = [await anext(self._stream)]
+        except TimeoutError:
+            return []
+        while self._stream.has_next:
+            events.append(await anext(self._stream))
+        return events
 
     async def _abort(self, send: Send) -> None:
         """Stop the request and send its last events, to a client that reads them."""
@@ -171,20 +190,6 @@ class EventStreamResponse(Response):
                     if chunk := self._encode(event):
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        for event in self._first:
-            yield self._encode(event)
-        while True:
-            try:
-                async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
-                    event = await anext(self._stream)
-            except TimeoutError:
-                yield b": keep-alive\n\n"
-            except StopAsyncIteration:
-                return
-            else:
-                yield self._encode(event)
 
 
 async def collect(stream: RunningRequest, request: Request) -> list[RequestEvent] | None:

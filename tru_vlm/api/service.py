@@ -86,6 +86,11 @@ class RequestStream:
         self._task = asyncio.create_task(run.execute(), name=f"request {run.id}")
         self._task.add_done_callback(lambda _: on_end())
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the next event is there already."""
+        return not self._ended and not self._run.events.empty()
+
     async def accepted(self) -> None:
         """Wait until every check that can be made before decoding has passed, or the request has ended."""
         accepted = asyncio.create_task(self._run.accepted.wait())

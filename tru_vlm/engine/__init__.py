@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from tru_vlm.engine.base import Engine
+from tru_vlm.engine.cores import num_compute_threads, num_step_threads
 from tru_vlm.engine.memory import check_device_memory
 from tru_vlm.settings import Settings
 
@@ -32,20 +33,23 @@ def create_engine(
         ValueError: if the backend or the model cannot be used; the text names the setting.
     """
     devices = [device] if isinstance(device, str) else list(device)
+    num_cpu_engines = num_cpu_engines or settings.workers_per_device
     if settings.model_backend == "vllm":
-        return _create_vllm(settings, devices)
-    return _create_hf(settings, devices[0], num_cpu_engines or settings.workers_per_device, on_loaded)
+        return _create_vllm(settings, devices, num_cpu_engines)
+    return _create_hf(settings, devices[0], num_cpu_engines, on_loaded)
 
 
 def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded: Callable[[float], None]) -> Engine:
+    import torch
+
     from tru_vlm.engine.hf.config import EngineConfig
     from tru_vlm.engine.hf.engine import HfEngine
-    from tru_vlm.engine.hf.loading import available_memory_bytes, choose_step_threads, leave_a_core
+    from tru_vlm.engine.hf.loading import available_memory_bytes
 
     step_threads = 1
     if device == "cpu":
-        leave_a_core(num_cpu_engines)
-        step_threads = choose_step_threads(num_cpu_engines)
+        torch.set_num_threads(num_compute_threads(num_cpu_engines, most=torch.get_num_threads()))
+        step_threads = num_step_threads(num_cpu_engines, num_compute_threads=torch.get_num_threads())
     elif device.startswith("cuda"):
         check_device_memory(settings, device, available_memory_bytes(device))
     config = EngineConfig(
@@ -67,7 +71,9 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded:
     return HfEngine.load(config, on_loaded)
 
 
-def _create_vllm(settings: Settings, devices: list[str]) -> Engine:
+def _create_vllm(settings: Settings, devices: list[str], num_cpu_engines: int) -> Engine:
+    import torch
+
     from tru_vlm.engine.vllm.config import VllmConfig
     from tru_vlm.engine.vllm.engine import VllmEngine
     from tru_vlm.engine.vllm.installed import vllm_version
@@ -84,6 +90,7 @@ def _create_vllm(settings: Settings, devices: list[str]) -> Engine:
         model_path=settings.model_path,
         device="cuda" if kind == "cuda" else "cpu",
         num_devices=len(devices),
+        num_threads=num_compute_threads(num_cpu_engines, most=torch.get_num_threads()),
         dtype=settings.dtype,
         quantization=settings.quantization,
         gpu_memory_utilization=settings.vllm_gpu_memory_utilization,

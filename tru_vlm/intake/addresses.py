@@ -47,6 +47,15 @@ _PRIVATE = _networks(
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 
+def is_address(text: str) -> bool:
+    """Whether this is a numeric address in the form that a resolver gives: no short, octal or hexadecimal one."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def is_allowed_address(text: str, *, allow_private: bool) -> bool:
     """Whether a resolved address may be connected to.
 

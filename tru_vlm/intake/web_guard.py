@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from tru_vlm.errors import FetchError
-from tru_vlm.intake.addresses import is_allowed_address
+from tru_vlm.intake.addresses import is_address, is_allowed_address
 
 MAX_URL_CHARACTERS = 8192
 MAX_ADDRESSES = 4
@@ -129,6 +129,8 @@ class SystemResolver:
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Numeric addresses of a host, in the system's order of preference; raises OSError."""
+        if is_address(host):  # nobody has to be asked
+            return [host]
         loop = asyncio.get_running_loop()
         infos = await loop.run_in_executor(self._threads, _getaddrinfo, host, port)
         return list(dict.fromkeys(str(info[4][0]) for info in infos))

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tru_vlm.api.inference_request import InferenceRequest
 from tru_vlm.api.service import HostedModel, InferenceService, ParsedForm, RequestStream
 from tru_vlm.api.workers.link import WorkerLink, socket_path
 from tru_vlm.api.workers.lit_api import VideoLitAPI
-from tru_vlm.api.workers.lit_loop import StepLoop
+from tru_vlm.api.workers.lit_loop import StepLoop, hello
 from tru_vlm.api.workers.record import WorkerRecord
 from tru_vlm.engine.base import EngineEvent
 from tru_vlm.engine.hf.config import EngineConfig
@@ -55,16 +56,16 @@ class Worker:
         self.engine = engine
         self._api = VideoLitAPI(configuration, sockets)
         self._api.engine = engine
-        self._link = WorkerLink(socket_path(sockets, worker_id))
+        self._link = WorkerLink(socket_path(sockets, worker_id), partial(hello, worker_id, engine))
         self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, args=(worker_id,))
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _run(self, worker_id: int) -> None:
+    def _run(self) -> None:
         loop = StepLoop()
         loop._record = WorkerRecord(Tracing(None))
         while not self._is_stopping:
-            loop._iterate(self._api, self._link, worker_id)
+            loop._iterate(self._api, self._link)
 
     def stop(self) -> None:
         self._is_stopping = True

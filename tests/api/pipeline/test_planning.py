@@ -23,7 +23,7 @@ from tru_vlm.principal import ANONYMOUS
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.settings import Settings
-from tru_vlm.types import GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
+from tru_vlm.types import FramesRef, GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
 from tru_vlm.video.media import MediaProbe
 from tru_vlm.video.service import VideoService
 
@@ -205,7 +205,20 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     bounds = videos._settle(media.probe, item.params, planner.bounds, media.allowance).sampling
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
-    assert planner._count(request, [layout]).fits or is_smallest
+    assert planner._tokens(planner._count(request, [layout]), request).fits or is_smallest
+
+
+@pytest.mark.parametrize("num_frames", [8, 3])
+def test_decoded_frames_are_counted_as_they_are(planner_of: PlannerOf, num_frames: int) -> None:
+    planner, request = planner_of(30_000), ask(VideoParams(nframes=8), max_tokens=50)
+    planned = plan(planner, request)
+    sampling = planned.media[0].sampling
+    times = sampling.frame_timestamps[:num_frames]
+    frames = FramesRef("f.npy", "video", "key", num_frames, sampling.height, sampling.width, times)
+    counted = asyncio.run(planner.count([frames], request, planned))
+    layout = MediaLayout("video", num_frames, sampling.height, sampling.width, times)
+    assert counted == planner._tokens(planner._count(request, [layout]), request)
+    assert (counted == planned.tokens) == (num_frames == 8)
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
@@ -225,9 +238,9 @@ def test_a_fitted_request_waits_for_the_size_of_the_kv_cache_and_a_plan_does_not
     is_over = threading.Event()
 
     def worker() -> None:
-        link = WorkerLink(socket_path(tmp_path, 0))
+        link = WorkerLink(socket_path(tmp_path, 0), lambda: hello)
         while not submitted and not is_over.is_set():
-            submitted.extend(message for message in link.receive(hello, 0.1) if isinstance(message, Submit))
+            submitted.extend(message for message in link.receive(0.1) if isinstance(message, Submit))
         link.close()
 
     async def upload(**fields: str) -> InferenceRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def request(name: str) -> WorkerRequest:
 
 @pytest.fixture
 def link(tmp_path: Path):
-    made = WorkerLink(tmp_path / "w.sock")
+    made = WorkerLink(tmp_path / "w.sock", lambda: HELLO)
     yield made
     made.close()
 
@@ -31,7 +32,7 @@ def link(tmp_path: Path):
 def receive_until(link: WorkerLink, count: int) -> list:
     messages: list = []
     while len(messages) < count:
-        messages += link.receive(HELLO, 5.0)
+        messages += link.receive(5.0)
     return messages
 
 
@@ -49,10 +50,13 @@ def test_messages_go_both_ways(link: WorkerLink, tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: result.append(asyncio.run(http_side())))
     thread.start()
     received = receive_until(link, 2)
-    link.send([TokenEvent("a", "hi", 1), TokenEvent("unknown", "x", 1)], STATS)
+    link.send([TokenEvent("a", "hi", 1), TokenEvent("unknown", "x", 1)])
     thread.join(10)
     assert received == [Submit(request("a")), Abort("a")]
-    assert result == [(HELLO, Events((TokenEvent("a", "hi", 1),), STATS))]
+    ((hello, events),) = result
+    assert hello == HELLO
+    assert (events.events, events.stats) == ((TokenEvent("a", "hi", 1),), STATS)
+    assert [rows for _, rows in events.steps] == [("a",)]
 
 
 def test_a_lost_client_aborts_what_it_had(link: WorkerLink, tmp_path: Path) -> None:
@@ -70,13 +74,13 @@ def test_a_lost_client_aborts_what_it_had(link: WorkerLink, tmp_path: Path) -> N
     messages = receive_until(link, 3)
     link.forget("b")
     while not any(isinstance(message, Abort) for message in messages):
-        messages += link.receive(HELLO, 5.0)
+        messages += link.receive(5.0)
     thread.join(10)
     assert {message.request_id for message in messages if isinstance(message, Abort)} >= {"a", "c"}
 
 
 def test_the_end_of_the_worker_is_the_end_of_the_stream(tmp_path: Path) -> None:
-    link = WorkerLink(tmp_path / "w.sock")
+    link = WorkerLink(tmp_path / "w.sock", lambda: HELLO)
 
     async def http_side():
         connection = await WorkerConnection.open(tmp_path / "w.sock")
@@ -89,7 +93,7 @@ def test_the_end_of_the_worker_is_the_end_of_the_stream(tmp_path: Path) -> None:
     thread = threading.Thread(target=lambda: result.append(asyncio.run(http_side())))
     thread.start()
     while not link._peers:
-        link.receive(HELLO, 5.0)
+        link.receive(5.0)
     link.close()
     thread.join(10)
     assert result == [None]
@@ -111,7 +115,63 @@ def test_more_than_the_socket_takes_is_sent_in_the_end(link: WorkerLink, tmp_pat
     thread = threading.Thread(target=lambda: result.append(asyncio.run(http_side())))
     thread.start()
     receive_until(link, 1)
-    link.send([big], STATS)
+    link.send([big])
     while thread.is_alive():
-        link.receive(HELLO, 0.05)
-    assert result == [Events((big,), STATS)]
+        link.receive(0.05)
+    assert [events.events for events in result] == [(big,)]
+
+
+def test_what_is_held_goes_with_the_next_look_at_the_engine(tmp_path: Path) -> None:
+    looks = iter(range(100))
+    link = WorkerLink(tmp_path / "w.sock", lambda: replace(HELLO, stats=replace(STATS, num_steps=next(looks))))
+
+    async def http_side() -> list[Events]:
+        connection = await WorkerConnection.open(tmp_path / "w.sock")
+        await connection.receive()
+        connection.send(Submit(request("a")))
+        messages = []
+        while message := await connection.receive():
+            messages.append(message)
+        connection.close()
+        return messages
+
+    result: list = []
+    thread = threading.Thread(target=lambda: result.append(asyncio.run(http_side())))
+    thread.start()
+    receive_until(link, 1)
+    for text in ("first", " held", " held too", " at last"):
+        link.send([TokenEvent("a", text, 1)])
+        if text == " held too":
+            link.flush()
+            link.flush()  # nothing is told twice
+    link.report()
+    link.close()
+    thread.join(10)
+    (messages,) = result
+    assert "".join(event.text for message in messages for event in message.events) == "first held held too at last"
+    assert sum(len(message.steps) for message in messages) == 4
+    assert all(message.events for message in messages)
+    assert messages[-1].events[-1].text.endswith(" at last")
+
+
+def test_a_report_is_not_repeated(tmp_path: Path) -> None:
+    link = WorkerLink(tmp_path / "w.sock", lambda: HELLO)
+
+    async def http_side() -> int:
+        connection = await WorkerConnection.open(tmp_path / "w.sock")
+        messages = 0
+        while await connection.receive():
+            messages += 1
+        connection.close()
+        return messages
+
+    result: list = []
+    thread = threading.Thread(target=lambda: result.append(asyncio.run(http_side())))
+    thread.start()
+    while not link.is_connected:
+        link.receive(5.0)
+    link.report()
+    link.report()
+    link.close()
+    thread.join(10)
+    assert result == [2]  # the greeting and one report

@@ -17,7 +17,7 @@ from tru_vlm.api.pipeline.token_shares import share_tokens
 from tru_vlm.errors import ContextLengthError
 from tru_vlm.plans import FittedPlan, MediaInfo, PlanAnswer, SamplingPlan, TokenCounts
 from tru_vlm.processor.profile import ModelProfile
-from tru_vlm.processor.prompt import MediaLayout, count_prompt_tokens
+from tru_vlm.processor.prompt import MediaLayout, PromptTokenCount, count_prompt_tokens
 from tru_vlm.settings import Settings
 from tru_vlm.types import FramesRef, VideoInfo
 from tru_vlm.video.media import MediaProbe, SamplingBounds, VideoAllowance
@@ -45,9 +45,18 @@ class MediaPlan:
 
 @dataclass(frozen=True, slots=True)
 class RequestPlan:
-    """How a request would be run: its media in order, and what they and the rest take."""
+    """How a request would be run.
+
+    Attributes:
+        media: in order.
+        layouts: their sizes in the prompt.
+        prompt: its tokens.
+        tokens: what all of it takes.
+    """
 
     media: tuple[MediaPlan, ...]
+    layouts: list[MediaLayout]
+    prompt: PromptTokenCount
     tokens: TokenCounts
 
 
@@ -99,10 +108,12 @@ class Planner:
         probes = [_corrected(media.probe, info) for media, info in zip(plan.media, found, strict=True)]
         return await asyncio.to_thread(self._fit, probes, request, bounds_all=True)
 
-    async def count(self, refs: Sequence[FramesRef], request: InferenceRequest) -> TokenCounts:
-        """What a request takes with the frames that were decoded for it."""
+    async def count(self, refs: Sequence[FramesRef], request: InferenceRequest, plan: RequestPlan) -> TokenCounts:
+        """What a request takes with the frames that were decoded for it, by a plan which most files keep to."""
         layouts = [MediaLayout(r.kind, r.num_frames, r.height, r.width, r.timestamps_seconds) for r in refs]
-        return await asyncio.to_thread(self._count, request, layouts)
+        if layouts == plan.layouts:
+            return self._tokens(plan.prompt, request)
+        return self._tokens(await asyncio.to_thread(self._count, request, layouts), request)
 
     async def answer(
         self, probe: MediaProbe, request: InferenceRequest, *, size_bytes: int, model: str, variant: str
@@ -197,15 +208,18 @@ class Planner:
             MediaLayout(s.kind, s.num_frames, s.height, s.width, s.frame_timestamps if s.kind == "video" else ())
             for s in (planned.sampling for planned in media)
         ]
-        return RequestPlan(media, self._count(request, layouts))
+        prompt = self._count(request, layouts)
+        return RequestPlan(media, layouts, prompt, self._tokens(prompt, request))
 
     def _plan_one(self, probe: MediaProbe, item: MediaRequest, allowance: VideoAllowance | None) -> MediaPlan:
         with item.named():
             sampling = self._videos.plan(probe, item.params, self.bounds, allowance=allowance, param=item.param)
         return MediaPlan(probe, sampling, allowance)
 
-    def _count(self, request: InferenceRequest, layouts: Sequence[MediaLayout]) -> TokenCounts:
-        count = count_prompt_tokens(self._profile, request.messages, layouts)
+    def _count(self, request: InferenceRequest, layouts: Sequence[MediaLayout]) -> PromptTokenCount:
+        return count_prompt_tokens(self._profile, request.messages, layouts)
+
+    def _tokens(self, count: PromptTokenCount, request: InferenceRequest) -> TokenCounts:
         context, answer = self.context_tokens, request.generation.max_tokens
         if request.max_tokens_is_default:
             answer = max(1, min(answer, context - count.prompt_tokens))
@@ -230,7 +244,7 @@ class Planner:
                 num_frames = (2 * pair if index == longer else pair) if probe.kind == "video" else 1
                 times = (probe.duration_seconds or 0.0,) * num_frames if probe.kind == "video" else ()
                 layouts.append(MediaLayout(probe.kind, num_frames, side, side, times))
-            count = count_prompt_tokens(self._profile, request.messages, layouts)
+            count = self._count(request, layouts)
             return count.prompt_tokens - count.visual_tokens
 
         shortest = text()

@@ -315,7 +315,7 @@ class RequestRun:
         if self._request.fits and not model.planner.knows_kv_cache:
             self._stage("waiting")
             await model.workers.met()  # with the model's size of it, it can still be made to fit
-        return leases, await model.planner.count([lease.ref for lease in leases], self._request)
+        return leases, await model.planner.count([lease.ref for lease in leases], self._request, plan)
 
     async def _generate(
         self,

@@ -27,6 +27,11 @@ class RecordedStream:
         self._on_end = on_end
         self._recording: asyncio.Task[None] | None = None
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the next event is there already."""
+        return self._stream.has_next
+
     async def accepted(self) -> None:
         """As :meth:`RequestStream.accepted`."""
         await self._stream.accepted()

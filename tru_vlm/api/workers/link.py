@@ -5,7 +5,7 @@ other side died (docs/adr/0001).  Here each worker listens on a socket in a priv
 connects to it, so that
 
 * the death of either side is an end-of-file on the other, at once;
-* one message carries what a whole step produced, for all rows;
+* one message carries what whole steps produced, for all rows;
 * an idle worker sleeps in ``select``.
 
 Messages are pickled: both ends are this program, in a folder that only its user can enter.
@@ -19,11 +19,13 @@ import pickle
 import selectors
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tru_vlm.api.workers.outbox import Outbox, StepTime
 from tru_vlm.engine.base import EngineDescription, EngineEvent, EngineStats
 from tru_vlm.types import WorkerRequest
 
@@ -57,9 +59,16 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """From the worker: what one step produced, for all rows, in order; without any, a look at the engine."""
+    """From the worker: what its last steps produced; without any, a look at the engine.
+
+    Attributes:
+        events: for all rows, each request's in their order and its tokens as one.
+        steps: when each of these steps ended, and the requests that it gave tokens.
+        stats: how the engine is.
+    """
 
     events: tuple[EngineEvent, ...]
+    steps: tuple[StepTime, ...]
     stats: EngineStats
 
 
@@ -103,6 +112,7 @@ class _Peer:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.inbox = _Inbox()
+        self.outbox = Outbox()
         self.outgoing = bytearray()
 
     def read(self) -> list[ToWorker] | None:
@@ -123,10 +133,18 @@ class _Peer:
 
 
 class WorkerLink:
-    """The worker's end.  Used from one thread only; never blocks except in :meth:`receive`."""
+    """The worker's end.  Used from one thread only; never blocks except in :meth:`receive`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where to listen.
+        hello: tells what a new connection is greeted with; its look at the engine goes with events too.
+    """
+
+    def __init__(self, path: Path, hello: Callable[[], Hello]) -> None:
         self._path = path
+        self._hello = hello
+        self._told: EngineStats | None = None
+        self._told_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._peers: dict[socket.socket, _Peer] = {}
         self._owner: dict[str, _Peer] = {}
@@ -149,16 +167,20 @@ class WorkerLink:
         """End a :meth:`receive` that sleeps; may be called from a signal handler."""
         self._waker.send(b"w")
 
-    def receive(self, hello: Hello, timeout_seconds: float | None) -> list[ToWorker]:
+    @property
+    def seconds_since_told(self) -> float:
+        """How long no connection was told how the engine is."""
+        return time.monotonic() - self._told_at
+
+    def receive(self, timeout_seconds: float | None) -> list[ToWorker]:
         """Messages that have arrived, waiting up to ``timeout_seconds`` for one (None: for ever, 0: not at all).
 
-        A new connection is greeted with ``hello``.  When the HTTP process is gone its requests come back as
-        :class:`Abort`, so that nothing runs for nobody.
+        When the HTTP process is gone its requests come back as :class:`Abort`, so that nothing runs for nobody.
         """
         messages: list[ToWorker] = []
         for key, mask in self._selector.select(timeout_seconds):
             if key.fileobj is self._listener:
-                self._accept(hello)
+                self._accept()
                 continue
             if key.fileobj is self._woken:
                 self._woken.recv(_READ_BYTES)
@@ -170,21 +192,32 @@ class WorkerLink:
                 messages += self._read(peer)
         return messages
 
-    def send(self, events: Sequence[EngineEvent], stats: EngineStats) -> None:
-        """Send each event to the connection its request came from; events without one are dropped."""
+    def send(self, events: Sequence[EngineEvent]) -> None:
+        """A step has ended: each event goes to the connection its request came from, at once or with the next steps'.
+
+        Events without a connection are dropped.
+        """
+        now = time.monotonic()
         by_peer: dict[_Peer, list[EngineEvent]] = {}
         for event in events:
             if peer := self._owner.get(event.request_id):
                 by_peer.setdefault(peer, []).append(event)
         for peer, batch in by_peer.items():
-            peer.outgoing += _pack(Events(tuple(batch), stats))
-            self._send(peer)
+            peer.outbox.add(batch, now)
+            if peer.outbox.is_due(now):
+                self._tell(peer)
 
-    def report(self, stats: EngineStats) -> None:
-        """Tell every connection how the engine is, where no event does."""
+    def flush(self) -> None:
+        """Nothing waits for the next steps any more."""
         for peer in self._peers.values():
-            peer.outgoing += _pack(Events((), stats))
-            self._send(peer)
+            if peer.outbox:
+                self._tell(peer)
+
+    def report(self) -> None:
+        """Tell every connection how the engine is, if it is not as it was told last."""
+        if self._hello().stats != self._told:
+            for peer in self._peers.values():
+                self._tell(peer)
 
     def forget(self, request_id: str) -> None:
         """The request has had its last event."""
@@ -199,12 +232,12 @@ class WorkerLink:
             own.close()
         self._path.unlink(missing_ok=True)
 
-    def _accept(self, hello: Hello) -> None:
+    def _accept(self) -> None:
         connection, _ = self._listener.accept()
         connection.setblocking(False)
         peer = self._peers[connection] = _Peer(connection)
         self._selector.register(connection, selectors.EVENT_READ)
-        peer.outgoing += _pack(hello)
+        peer.outgoing += _pack(self._hello())
         self._send(peer)
 
     def _read(self, peer: _Peer) -> list[ToWorker]:
@@ -215,6 +248,11 @@ class WorkerLink:
             if isinstance(message, Submit):
                 self._owner[message.request.id] = peer
         return messages
+
+    def _tell(self, peer: _Peer) -> None:
+        self._told, self._told_at = self._hello().stats, time.monotonic()
+        peer.outgoing += _pack(Events(*peer.outbox.empty(self._told_at), self._told))
+        self._send(peer)
 
     def _send(self, peer: _Peer) -> None:
         peer.flush()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,7 +18,7 @@ from litserve.loops.base import LitLoop
 from tru_vlm.api.workers.link import Abort, Hello, Submit, ToWorker, WorkerLink, socket_path
 from tru_vlm.api.workers.lit_api import VideoLitAPI
 from tru_vlm.api.workers.record import WorkerRecord
-from tru_vlm.engine.base import EngineEvent, EngineRequest, EngineStats, FailEvent, FinishEvent
+from tru_vlm.engine.base import Engine, EngineEvent, EngineRequest, FailEvent, FinishEvent
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,14 @@ _REPORT_SECONDS = 0.5
 """A long prefill yields no events for a while; this often the engine's state is told nevertheless."""
 
 
+def hello(worker_id: int, engine: Engine) -> Hello:
+    """Who this process is, and how its engine."""
+    return Hello(worker_id, os.getpid(), engine.description, engine.stats())
+
+
 class StepLoop(LitLoop):
     """One iteration takes what has arrived, runs one engine step, and sends what it produced."""
 
-    _reported: EngineStats | None = None
-    _reported_at = 0.0
     _record: WorkerRecord
 
     def __call__(  # noqa: PLR0917 - LitServe's signature
@@ -50,7 +53,7 @@ class StepLoop(LitLoop):
         link, and LitServe starts a fresh worker.
         """
         del device, request_queue, transport, workers_setup_status, callback_runner  # LitServe's; see docs/adr/0001
-        link = WorkerLink(socket_path(lit_api.socket_directory, worker_id))
+        link = WorkerLink(socket_path(lit_api.socket_directory, worker_id), partial(hello, worker_id, lit_api.engine))
         is_stopping = False
         self._record = WorkerRecord(lit_api.tracing)
 
@@ -65,7 +68,7 @@ class StepLoop(LitLoop):
         signal.signal(signal.SIGTERM, stop)
         try:
             while os.getppid() == lit_api.server_pid and (link.is_connected or not is_stopping):
-                self._iterate(lit_api, link, worker_id)
+                self._iterate(lit_api, link)
         except Exception as error:
             logger.exception("the engine failed; this worker ends")
             raise SystemExit(1) from error
@@ -74,31 +77,27 @@ class StepLoop(LitLoop):
             lit_api.engine.close()
             lit_api.tracing.close()
 
-    def _iterate(self, lit_api: VideoLitAPI, link: WorkerLink, worker_id: int) -> None:
+    def _iterate(self, lit_api: VideoLitAPI, link: WorkerLink) -> None:
         engine = lit_api.engine
         if not engine.has_work():
-            self._report(link, engine.stats())  # vLLM counts a step a moment after its last event
-        hello = Hello(worker_id, os.getpid(), engine.description, engine.stats())
+            link.report()  # vLLM counts a step a moment after its last event
         # Busy: look without waiting.  Idle: sleep in select, waking only to see that the parent still lives.
         timeout_seconds = 0.0 if engine.has_work() else _ORPHAN_CHECK_SECONDS
-        joining, events = self._take(lit_api, link, link.receive(hello, timeout_seconds))
+        joining, events = self._take(lit_api, link, link.receive(timeout_seconds))
+        if joining:
+            link.flush()  # the next step may be a long one
         if joining or engine.has_work():
             events += lit_api.predict(lit_api.batch(joining))
         if events:
-            self._reported, self._reported_at = engine.stats(), time.monotonic()
             self._record.happened(events)
-            link.send([lit_api.encode_response(event) for event in events], self._reported)
-        elif engine.has_work() and time.monotonic() - self._reported_at > _REPORT_SECONDS:
-            self._report(link, engine.stats())
+            link.send([lit_api.encode_response(event) for event in events])
+        else:
+            link.flush()
+            if engine.has_work() and link.seconds_since_told > _REPORT_SECONDS:
+                link.report()
         for event in events:
             if isinstance(event, FinishEvent | FailEvent):
                 link.forget(event.request_id)
-
-    def _report(self, link: WorkerLink, stats: EngineStats) -> None:
-        """Tell how the engine is, if it is not as it was told last."""
-        if stats != self._reported:
-            self._reported, self._reported_at = stats, time.monotonic()
-            link.report(stats)
 
     def _take(
         self, lit_api: VideoLitAPI, link: WorkerLink, messages: list[ToWorker]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from tru_vlm.api.workers.affinity import Affinity, AffinityStats
 from tru_vlm.api.workers.engine_totals import EngineTotals
 from tru_vlm.api.workers.link import Abort, Events, Hello, Submit, WorkerConnection, socket_path
 from tru_vlm.api.workers.start_progress import StartProgress, note_path, read_note
-from tru_vlm.engine.base import EngineEvent, EngineStats, FailEvent, FinishEvent, TokenEvent
+from tru_vlm.engine.base import EngineEvent, EngineStats, FailEvent, FinishEvent
 from tru_vlm.errors import UnavailableError
 from tru_vlm.telemetry.metrics import Observer
 from tru_vlm.types import WorkerRequest
@@ -47,7 +46,7 @@ class _Ticket:
     request: WorkerRequest
     is_background: bool = False
     events: asyncio.Queue[WorkerEvent] = field(default_factory=asyncio.Queue)
-    last_token: float | None = None  # when it came
+    last_token: float | None = None  # when its step ended
 
 
 @dataclass(slots=True)
@@ -292,15 +291,14 @@ class WorkerPool:
                     self._deliver(worker, message)
 
     def _measure(self, worker: _Worker, message: Events) -> None:
-        now, rows = time.monotonic(), set()
-        for event in message.events:
-            if isinstance(event, TokenEvent) and (ticket := worker.tickets.get(event.request_id)):
-                rows.add(event.request_id)
+        for ended_at, rows in message.steps:
+            tickets = [worker.tickets[name] for name in rows if name in worker.tickets]
+            for ticket in tickets:
                 if ticket.last_token is not None:
-                    self._steps.inter_token.observe(now - ticket.last_token)
-                ticket.last_token = now
-        if rows:
-            self._steps.batch_size.observe(len(rows))
+                    self._steps.inter_token.observe(ended_at - ticket.last_token)
+                ticket.last_token = ended_at
+            if tickets:
+                self._steps.batch_size.observe(len(tickets))
 
     def _deliver(self, worker: _Worker, message: Events) -> None:
         for event in message.events:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -139,28 +138,6 @@ def checkpoint_quantization(model_config: Any) -> str | None:
         return None
     method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
     return str(getattr(method, "value", method))
-
-
-def leave_a_core(num_engines: int) -> None:
-    """On a CPU, compute with all cores but one, shared out among the engines; with fewer where fewer are set.
-
-    The one is for the HTTP process and the decode pool. PyTorch's threads meet at every operation, so that one that is
-    interrupted stops all of them: on two cores, two threads beside a busy HTTP process are slower than one.
-    """
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (_num_cores() - 1) // num_engines)))
-
-
-def choose_step_threads(num_engines: int) -> int:
-    """Threads that compute an engine's step side by side on a CPU, behind :func:`leave_a_core`.
-
-    Two where PyTorch has one: the core that is left would be idle whenever nothing is decoded, and threads that meet
-    once in a step lose little where it is not.
-    """
-    return 2 if torch.get_num_threads() == 1 and _num_cores() > num_engines else 1
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory_bytes(device: str) -> int:

@@ -17,6 +17,9 @@ QuantizationChoice = Literal["none", "int4", "int8", "fp8"]
 CPU_KV_CACHE_BYTES = 4 << 30
 """On a CPU vLLM would take its share of the whole host's memory, as if nobody else used it."""
 
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+"""vLLM's executor that computes where it schedules; on a CPU it gives way to two processes unless asked for by path."""
+
 AUTO_FIT = -1
 """vLLM's word for the longest context that the model knows and the KV cache has room for."""
 
@@ -49,6 +52,7 @@ class VllmConfig:
         model_path: "demo", a folder or a hub id.
         device: "cpu" or "cuda".
         num_devices: cards over which the model is split.
+        num_threads: that a CPU computes with.
         dtype: of the weights; auto is bfloat16 on CUDA and float32 on a CPU, as in the hf engine.
         quantization: of the weights.
         gpu_memory_utilization: share of a card's memory that vLLM takes.
@@ -67,6 +71,7 @@ class VllmConfig:
     model_path: str
     device: Literal["cpu", "cuda"] = "cpu"
     num_devices: int = 1
+    num_threads: int = 1
     dtype: DtypeChoice = "auto"
     quantization: QuantizationChoice = "none"
     gpu_memory_utilization: float = 0.9
@@ -88,13 +93,16 @@ class VllmConfig:
         return self.dtype
 
 
-def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: int) -> dict[str, Any]:
+def engine_arguments(
+    config: VllmConfig, *, resolved_path: str, block_tokens: int, binds_threads: bool = False
+) -> dict[str, Any]:
     """The arguments of vLLM's ``AsyncEngineArgs``.
 
     Args:
         config: what was asked for.
         resolved_path: where the checkpoint is: a folder or a hub id.
         block_tokens: tokens in a block of the KV cache.
+        binds_threads: on a CPU, vLLM has been told which cores to compute on: only its two processes follow that.
 
     Raises:
         ValueError: if vLLM cannot do it; the text names the setting.
@@ -122,6 +130,8 @@ def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: in
     if config.device == "cpu":
         # Without a number vLLM refuses to start where others use the host's memory.
         arguments["kv_cache_memory_bytes"] = min(CPU_KV_CACHE_BYTES, psutil.virtual_memory().available // 2)
+        if not (binds_threads or _is_parallel(config)):
+            arguments["distributed_executor_backend"] = ONE_PROCESS  # docs/adr/0031
     if config.prefill_chunk_tokens is not None:
         # vLLM wants room for a token of every sequence.
         arguments["max_num_batched_tokens"] = max(config.prefill_chunk_tokens, config.max_batch_size)
@@ -141,6 +151,10 @@ def engine_arguments(config: VllmConfig, *, resolved_path: str, block_tokens: in
     if not config.media_cache:
         arguments["mm_processor_cache_gb"] = 0
     return arguments | dict(config.more)
+
+
+def _is_parallel(config: VllmConfig) -> bool:
+    return config.num_devices > 1 or any(name.endswith("_parallel_size") for name in config.more)
 
 
 def _quantization(config: VllmConfig) -> str | None:

@@ -24,7 +24,7 @@ from tru_vlm.engine.base import (
 )
 from tru_vlm.engine.fit import check_fits, check_token_ids
 from tru_vlm.engine.vllm.config import VllmConfig, check_names, engine_arguments
-from tru_vlm.engine.vllm.environment import guarded_children, prepare_environment
+from tru_vlm.engine.vllm.environment import binds_threads, guarded_children, prepare_environment
 from tru_vlm.engine.vllm.guardian import Guardian
 from tru_vlm.engine.vllm.installed import vllm_version
 from tru_vlm.engine.vllm.media import items_of
@@ -92,9 +92,12 @@ class VllmEngine:
         vllm_version()
         profile = load_profile(config.model_path, max_context_tokens=config.max_context_tokens)
         arguments = engine_arguments(
-            config, resolved_path=profile.resolved_path, block_tokens=BLOCK_TOKENS[config.device]
+            config,
+            resolved_path=profile.resolved_path,
+            block_tokens=BLOCK_TOKENS[config.device],
+            binds_threads=binds_threads(),
         )
-        prepare_environment(devices)
+        prepare_environment(devices, num_threads=config.num_threads)
         multiprocessing.resource_tracker.ensure_running()  # it is this process's own: it must not bear the mark
         recorder = StatsRecorder()
         with guarded_children(uuid.uuid4().hex) as guardian:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from tru_vlm.engine.vllm.guardian import MARK, Guardian
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "OMP_NUM_THREADS"
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 SOCKETS = "VLLM_RPC_BASE_PATH"
 """Where vLLM's processes make the sockets by which they speak to each other; it removes none of them."""
 
@@ -23,18 +25,28 @@ _FORCED = {
 }
 
 
-def prepare_environment(devices: Sequence[str], environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what vLLM reads when it is imported; what the operator has set stays.
+def prepare_environment(
+    devices: Sequence[str], environment: MutableMapping[str, str] = os.environ, *, num_threads: int = 1
+) -> None:
+    """Set what vLLM reads when it is imported, and its processes when they start; what the operator has set stays.
 
     Args:
         devices: the worker's, as ``"cuda:2"`` or ``"cpu"``.
         environment: where to set it.
+        num_threads: that a CPU computes with.
     """
     for name, value in _DEFAULTS.items():
         environment.setdefault(name, value)
     environment.update(_FORCED)
-    if not all(device == "cpu" for device in devices):
+    if all(device == "cpu" for device in devices):
+        environment.setdefault(THREADS, str(num_threads))
+    else:
         environment[VISIBLE] = visible_devices(devices, environment)
+
+
+def binds_threads(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the operator has told vLLM which cores to compute on, on a CPU."""
+    return environment.get(BINDING, "nobind") != "nobind"
 
 
 @contextlib.contextmanager
