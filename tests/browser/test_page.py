@@ -85,6 +85,8 @@ def test_time_of_an_earlier_answer_brings_its_clip_back(ask_page: AskPage) -> No
     expect(ask_page.page.locator("#media-name")).to_have_text("triangle-then-square.mp4")
     ask_page.wait_for_player()
     ask_page.wait_until_seeked(seconds)
+    token = ask_page.answers.last.get_attribute("data-token") or ""
+    expect(ask_page.page.locator(".strip:visible")).to_have_attribute("data-token", token)
 
 
 def test_stop_keeps_the_text_and_frees_the_server(ask_page: AskPage, tmp_path: Path) -> None:
