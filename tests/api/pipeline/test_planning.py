@@ -23,7 +23,7 @@ from tru_vlm.principal import ANONYMOUS
 from tru_vlm.processor.profile import ModelProfile, load_profile
 from tru_vlm.processor.prompt import MediaLayout, build_prompt
 from tru_vlm.settings import Settings
-from tru_vlm.types import GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
+from tru_vlm.types import FramesRef, GenerationParams, MediaPart, Message, StatusEvent, TextPart, VideoInfo, VideoParams
 from tru_vlm.video.media import MediaProbe
 from tru_vlm.video.service import VideoService
 
@@ -206,6 +206,19 @@ def test_what_is_fitted_fits_also_when_the_header_lied(
     taken = videos._planned(truth, bounds)
     layout = MediaLayout("video", taken.num_frames, taken.height, taken.width, taken.frame_timestamps)
     assert planner._tokens(planner._count(request, [layout]), request).fits or is_smallest
+
+
+@pytest.mark.parametrize("num_frames", [8, 3])
+def test_decoded_frames_are_counted_as_they_are(planner_of: PlannerOf, num_frames: int) -> None:
+    planner, request = planner_of(30_000), ask(VideoParams(nframes=8), max_tokens=50)
+    planned = plan(planner, request)
+    sampling = planned.media[0].sampling
+    times = sampling.frame_timestamps[:num_frames]
+    frames = FramesRef("f.npy", "video", "key", num_frames, sampling.height, sampling.width, times)
+    counted = asyncio.run(planner.count([frames], request, planned))
+    layout = MediaLayout("video", num_frames, sampling.height, sampling.width, times)
+    assert counted == planner._tokens(planner._count(request, [layout]), request)
+    assert (counted == planned.tokens) == (num_frames == 8)
 
 
 # ---- before a worker has told how much it holds ---------------------------------------------------------------------
