@@ -36,7 +36,7 @@ function showBusy() {
 function findFault() {
   const media = currentMedia();
   if (!media) return ["video", "Choose a video or picture first, or paste a link to one."];
-  if (media.upload?.state === "refused") return ["video", media.upload.message];
+  if (media.upload?.state === "refused") return ["video", "The server does not take this file; choose another one."]; // its row says why
   if (media.upload?.state === "broken") return ["video", "The upload broke off. Retry it under “Your videos”, then ask."];
   if (!prompt.value.trim()) return ["prompt", "What would you like to know? Type a question, or choose one below."];
   const wrong = [...form.elements].find((field) => field.name && !field.checkValidity());

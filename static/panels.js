@@ -4,6 +4,9 @@ for (const panel of document.querySelectorAll("details.past")) {
   panel.addEventListener("htmx:beforeRequest", (event) => {
     if (event.target === panel && !panel.open) event.preventDefault();
   });
+  panel.addEventListener("htmx:beforeSwap", (event) => {
+    if (!panel.open) event.detail.shouldSwap = false; // it was closed meanwhile
+  });
   panel.addEventListener("toggle", () => {
     if (!panel.open) htmx.swap(panel.querySelector(".past-panel"), "", { swapStyle: "innerHTML" }); // streams and timers too
   });

@@ -40,6 +40,8 @@ def test_a_conversation_goes_on_after_a_reload_and_is_found_again(ask_page: AskP
     page.goto(ask_page.base)
     page.click("#past summary")
     row = page.locator(f'.past-chat[data-chat="{chat_id}"]')
+    expect(row.locator(".past-video")).to_have_text("triangle-then-square.mp4")
+    expect(row.locator("time")).to_have_text(re.compile(r"^(just now|\d+ minutes? ago)$"))
     page.once("dialog", lambda dialog: dialog.accept("Shapes"))
     row.get_by_role("button", name="Rename").click()
     expect(row.locator("a").first).to_have_text("Shapes")

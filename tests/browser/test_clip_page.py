@@ -32,6 +32,7 @@ _THUMB = """handle => {
   const thumb = parseFloat(getComputedStyle(handle).getPropertyValue("--thumb")) * rem;
   return [x, y, width, height, thumb, handle.value / handle.max];
 }"""
+_RIGHT = "box => box.getBoundingClientRect().right"
 _BOTTOM = "slot => scrollY + slot.getBoundingClientRect().bottom"
 
 
@@ -101,6 +102,8 @@ def test_handles_follow_the_fields_and_never_cross(ask_page: AskPage, handles: H
     expect(handles.end).to_have_value(length)
     expect(handles.start).to_be_focused()
     expect(page.get_by_role("button", name="Whole clip")).to_be_hidden()
+    clip, time = (page.locator(name).evaluate(_RIGHT) for name in ("#clip", "#clip-end-time"))
+    assert time == pytest.approx(clip, abs=1), "nothing is left free for what is hidden"
 
 
 def test_handles_are_dragged_by_mouse(ask_page: AskPage, handles: Handles) -> None:

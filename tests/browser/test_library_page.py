@@ -50,6 +50,8 @@ def test_a_kept_video_is_picked_asked_about_and_deleted(open_page: OpenPage, ser
     expect(row).to_have_count(0)
     expect(ask_page.page.locator("#media")).to_have_attribute("data-state", "empty")
     assert requests.get(f"{server.base}/v1/videos/{video_id}", timeout=30).status_code == 404
+    ask_page.page.click("#past summary")
+    expect(ask_page.page.locator(".past-facts").first).to_contain_text("Its video is not kept any more")
 
 
 def test_many_videos_come_in_pages_and_are_searched(open_page: OpenPage, server: Server) -> None:

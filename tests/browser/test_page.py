@@ -110,7 +110,9 @@ def test_text_file_is_refused_beside_the_file(ask_page: AskPage) -> None:
     ask_page.ask()
     slot = ask_page.page.locator("#error-video")
     expect(slot).to_be_visible()
-    assert slot.inner_text()
+    row = ask_page.upload_row("notes.mp4").locator(".row-facts")
+    expect(row).to_contain_text("not a video")
+    expect(slot).not_to_contain_text(row.inner_text())  # said once
     expect(ask_page.page.locator("#video")).to_have_attribute("aria-invalid", "true")
     expect(ask_page.page.locator("#no-preview")).to_have_text("The server does not take this file.")
     expect(ask_page.page.locator("#estimate")).to_contain_text("There is no estimate")
@@ -142,6 +144,11 @@ def test_fault_that_only_the_server_sees_is_shown_beside_its_field(ask_page: Ask
     ask_page.choose_sample("red-circle")
     ask_page.ask(fps=2, nframes=4)
     expect(ask_page.page.locator(".field-error:visible, .form-error:visible")).to_contain_text("not both")
+    estimate = ask_page.page.locator("#estimate .refusal")
+    expect(estimate).to_contain_text("not both")
+    expect(estimate).to_be_hidden()  # it has been said
+    ask_page.page.fill("#nframes", "5")
+    expect(estimate).to_be_visible()
 
 
 def test_question_waits_for_its_file(ask_page: AskPage) -> None:

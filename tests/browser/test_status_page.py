@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ask_page import OpenPage
-from playwright.sync_api import expect
+from ask_page import AskPage, OpenPage
+from playwright.sync_api import Route, expect
 from support import Server
 from test_accessibility import check
 from watching import Brake
@@ -32,3 +32,18 @@ def test_the_panel_tells_of_the_server_and_keeps_up(open_page: OpenPage, server:
     page.click("#past summary")
     page.click("#jobs summary")
     expect(page.locator("#past")).not_to_have_attribute("open", "")
+
+
+def test_a_panel_that_is_closed_before_it_is_filled_stays_empty(ask_page: AskPage) -> None:
+    page = ask_page.page
+
+    def later(route: Route) -> None:
+        page.click("#server summary")
+        expect(page.locator("#server")).not_to_have_attribute("open", "")
+        route.continue_()
+
+    page.route("**/ui/status", later, times=1)
+    with page.expect_event("requestfinished", lambda request: request.url.endswith("/ui/status")):
+        page.click("#server summary")
+    page.evaluate("() => fetch('v1/health')")  # behind what may still be done with the answer
+    expect(page.locator("#server-status")).to_be_empty()

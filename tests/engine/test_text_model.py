@@ -70,6 +70,9 @@ def test_hidden_states_are_those_of_transformers(build):
     ).last_hidden_state[0]
     got = ours(embeddings, positions, plan(), DeepstackInput(visual, deepstack))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    wanted = torch.tensor([1, 7, 10])
+    some = ours(embeddings, positions, plan(), DeepstackInput(visual, deepstack), wanted)
+    torch.testing.assert_close(some, expected[wanted], atol=1e-4, rtol=1e-4)
     plain = ours(embeddings, positions, plan())
     assert not torch.allclose(plain, expected, atol=1e-2)
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from tru_vlm.engine.base import Engine
-from tru_vlm.engine.cores import num_compute_threads
+from tru_vlm.engine.cores import num_compute_threads, num_step_threads
 from tru_vlm.engine.memory import check_device_memory
 from tru_vlm.settings import Settings
 
@@ -46,8 +46,10 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded:
     from tru_vlm.engine.hf.engine import HfEngine
     from tru_vlm.engine.hf.loading import available_memory_bytes
 
+    step_threads = 1
     if device == "cpu":
         torch.set_num_threads(num_compute_threads(num_cpu_engines, most=torch.get_num_threads()))
+        step_threads = num_step_threads(num_cpu_engines, num_compute_threads=torch.get_num_threads())
     elif device.startswith("cuda"):
         check_device_memory(settings, device, available_memory_bytes(device))
     config = EngineConfig(
@@ -61,6 +63,7 @@ def _create_hf(settings: Settings, device: str, num_cpu_engines: int, on_loaded:
         kv_cache_tokens=settings.kv_cache_tokens,
         prefill_chunk_tokens=settings.prefill_chunk_tokens,
         num_speculative_tokens=settings.num_speculative_tokens,
+        step_threads=step_threads,
         prefix_cache=settings.prefix_cache,
         feature_cache_bytes=settings.feature_cache_bytes,
         cuda_graphs=settings.cuda_graphs,

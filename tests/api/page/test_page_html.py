@@ -18,7 +18,8 @@ from tru_vlm.api.page.html import (
     load_samples,
     page_context,
 )
-from tru_vlm.api.page.library import ShownLibrary, ShownVideo, until
+from tru_vlm.api.page.library import ShownLibrary, ShownVideo
+from tru_vlm.api.page.spans import ago, until
 from tru_vlm.chats.records import Chat
 from tru_vlm.errors import InvalidRequestError
 from tru_vlm.paths import STATIC_DIR, TEMPLATES_DIR
@@ -218,6 +219,14 @@ def test_rows_of_kept_videos_are_escaped(renderer: PageRenderer) -> None:
 )
 def test_until(seconds: float, shown: str) -> None:
     assert until(seconds) == f"expires in {shown}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-1, "just now"), (59, "just now"), (60, "1 minute ago"), (7199, "1 hour ago"), (90_000_000, "1041 days ago")],
+)
+def test_ago(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
 
 
 def test_samples_are_small_and_have_posters() -> None:

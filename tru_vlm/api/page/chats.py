@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from tru_vlm.api import schemas
 from tru_vlm.api.kept_videos.library_service import LibraryService
 from tru_vlm.api.page.library import ShownVideo, show_video
+from tru_vlm.api.page.spans import ago
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stored_chats.bodies import TurnBody
 from tru_vlm.api.stored_chats.recorded_stream import RecordedStream
 from tru_vlm.api.stored_chats.turns import Chats
 from tru_vlm.chats.records import Chat, Turn
 from tru_vlm.errors import NotFoundError
+from tru_vlm.library.catalog import Video
 from tru_vlm.principal import Principal
 from tru_vlm.types import VideoInfo
 
 _SETTLE_SECONDS = 2.0
+_NUM_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,27 @@ class StartedTurn:
     chat: Chat
     stream: RecordedStream
     is_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListedChat:
+    """A conversation in the list.
+
+    Attributes:
+        id: of the chat.
+        title: None until its first turn.
+        video: its first video's name; empty if that is not kept any more.
+        num_others: how many more videos it is about.
+        moment: when its last turn was asked, ISO 8601 in UTC.
+        ago: the same, for people.
+    """
+
+    id: str
+    title: str | None
+    video: str
+    num_others: int
+    moment: str
+    ago: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +96,27 @@ async def start_turn(
             await chats.store.delete(owner, chat.id)
         raise
     return StartedTurn(asked.chat, stream, is_first=not chat_id)
+
+
+async def list_chats(chats: Chats, owner: str, cursor: str | None) -> tuple[list[ListedChat], str | None]:
+    """A page of an owner's conversations, the newest first, and where the next one begins; None after the last."""
+    below = int(cursor) if cursor is not None else None
+    found = await chats.store.page(owner, below=below, limit=_NUM_LISTED + 1)
+    page, has_more = found[:_NUM_LISTED], len(found) > _NUM_LISTED
+    now = time.time()
+    listed = [_listed(chat, await chats.videos(chat), now) for chat in page]
+    return listed, str(page[-1].place) if has_more else None
+
+
+def _listed(chat: Chat, videos: Sequence[Video | None], now: float) -> ListedChat:
+    return ListedChat(
+        id=chat.id,
+        title=chat.title,
+        video=show_video(videos[0]).name if videos[0] else "",
+        num_others=len(videos) - 1,
+        moment=datetime.fromtimestamp(chat.updated_at, UTC).isoformat(timespec="seconds"),
+        ago=ago(now - chat.updated_at),
+    )
 
 
 async def show_chat(chats: Chats, owner: str, chat_id: str) -> ShownChat:

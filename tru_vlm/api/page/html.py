@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from tru_vlm import __version__
 from tru_vlm.api.background_jobs.openapi import JobAnswer
-from tru_vlm.api.page.chats import ShownChat
+from tru_vlm.api.page.chats import ListedChat, ShownChat
 from tru_vlm.api.page.events import sse_event
 from tru_vlm.api.page.jobs import ShownJob
 from tru_vlm.api.page.library import ShownLibrary, ShownVideo
@@ -225,7 +225,7 @@ class PageRenderer:
         """Rows of kept videos."""
         return self._render("partials/library.html", library=library)
 
-    def history(self, chats: Sequence[Chat], *, next_cursor: str | None, is_first: bool) -> str:
+    def history(self, chats: Sequence[ListedChat], *, next_cursor: str | None, is_first: bool) -> str:
         """A page of the list of conversations; the first one brings the list."""
         return self._render("partials/history.html", chats=chats, next_cursor=next_cursor, is_first=is_first)
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from tru_vlm.api.page.spans import until
 from tru_vlm.api.request_body import owner_of
 from tru_vlm.library.catalog import Video
 from tru_vlm.library.store import VideoLibrary
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tru_vlm.api.page.html import PageRenderer
 
 _NUM_LISTED = 20
-_DAY, _HOUR, _MINUTE = 86400, 3600, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +89,6 @@ def show_video(video: Video, expires_at: float | None = None) -> ShownVideo:
         duration_seconds=content.duration_seconds,
         expiry="" if expires_at is None else until(expires_at - time.time()),
     )
-
-
-def until(seconds: float) -> str:
-    """When something expires that has ``seconds`` left, for people: ``expires in 7 days``."""
-    for length, name in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):
-        number = round(seconds / length)
-        if number >= 1:
-            return f"expires in {number} {name}{'s' if number > 1 else ''}"
-    return "expires in less than a minute"
 
 
 def add_library(router: APIRouter, library: VideoLibrary, renderer: PageRenderer, headers: Mapping[str, str]) -> None:

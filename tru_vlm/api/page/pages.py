@@ -25,6 +25,7 @@ from tru_vlm.api.page.chats import (
     ShownChat,
     StartedTurn,
     find_video,
+    list_chats,
     show_chat,
     start_turn,
     stored_frames,
@@ -46,7 +47,6 @@ from tru_vlm.types import DoneEvent, ErrorEvent, RequestEvent, StatusEvent
 
 _UNCLAIMED_SECONDS = 15.0
 _PATIENCE_SECONDS = 0.5
-_NUM_LISTED = 20
 _CLOSE = sse_event("close", "")
 
 
@@ -179,10 +179,8 @@ def _add_history(router: APIRouter, chats: Chats, library: LibraryService, rende
         request: Request, cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
     ) -> Response:
         """The list of conversations, or how it goes on."""
-        below = int(cursor) if cursor is not None else None
-        found = await chats.store.page(principal_of(request).tenant, below=below, limit=_NUM_LISTED + 1)
-        page, has_more = found[:_NUM_LISTED], len(found) > _NUM_LISTED
-        html = renderer.history(page, next_cursor=str(page[-1].place) if has_more else None, is_first=cursor is None)
+        page, next_cursor = await list_chats(chats, principal_of(request).tenant, cursor)
+        html = renderer.history(page, next_cursor=next_cursor, is_first=cursor is None)
         return HTMLResponse(html, headers=PAGE_HEADERS)
 
     @router.get("/ui/chats/{chat_id}/turns/{index}/frames", include_in_schema=False)

@@ -29,6 +29,7 @@ class EngineConfig:
         feature_cache_bytes: most bytes of vision features that are kept on the device; 0 keeps none.
         cuda_graphs: replay decode steps as CUDA graphs.
         num_speculative_tokens: most tokens of an answer that are drafted for one step to check; None chooses by device.
+        step_threads: threads that compute parts of a step side by side, each with PyTorch's threads; for CPUs.
         batched_decode: attend to all decoding rows at once; None does so on CUDA.
     """
 
@@ -46,4 +47,5 @@ class EngineConfig:
     feature_cache_bytes: int = 256 << 20
     cuda_graphs: bool = True
     num_speculative_tokens: int | None = None
+    step_threads: int = 1
     batched_decode: bool | None = None

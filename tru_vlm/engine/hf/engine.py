@@ -40,6 +40,7 @@ from tru_vlm.engine.hf.quantization import report_weights
 from tru_vlm.engine.hf.row import Row, prepare_row
 from tru_vlm.engine.hf.sampling import SamplingError, sample
 from tru_vlm.engine.hf.scheduler import Chunk, Scheduler
+from tru_vlm.engine.hf.side_by_side import SideBySide
 from tru_vlm.engine.hf.vision import VisionEncoder
 from tru_vlm.engine.warm_up import answer_once
 from tru_vlm.errors import InternalError, InvalidRequestError, TruError, UnavailableError
@@ -79,10 +80,18 @@ class HfEngine:
         blocks = _block_manager(model, profile, config)
         shape = _kv_shape(model)
         cache = KvCache(shape, blocks.capacity_tokens + config.block_tokens, config.device)
+        # A quantized layer may keep something of the product that it is at: bitsandbytes' does in 8 bits.
+        is_quantized = config.quantization != "none" or checkpoint_quantization(model.config) is not None
+        self._threads = SideBySide(1 if is_quantized else config.step_threads)
         self._runner = ModelRunner(
-            model, cache, config.device, self._attention.kernel, block_tokens=config.block_tokens
+            model,
+            cache,
+            config.device,
+            self._attention.kernel,
+            block_tokens=config.block_tokens,
+            threads=self._threads,
         )
-        self._encoder = VisionEncoder(model.model.visual, profile, config.device)
+        self._encoder = VisionEncoder(model.model.visual, profile, config.device, self._threads)
         decoding = _prepare_decoding(self._runner, model, config, blocks=blocks, context_tokens=profile.context_tokens)
         self._description = _describe(model, profile, config, attention=self._attention, decoding=decoding)
         _log_choices(self._description)
@@ -229,6 +238,7 @@ class HfEngine:
         """Forget everything and give the device's memory back; the engine cannot be used afterwards."""
         self._rows.clear()
         self._pending.clear()
+        self._threads.close()
         del self._runner, self._features, self._encoder
         _release_memory(self._config.device)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,13 @@ from tru_vlm.engine.hf.decode_attention import DecodeLayout, num_splits_for
 from tru_vlm.engine.hf.decode_steps import DecodeRow, DecodeSteps, StepInput
 from tru_vlm.engine.hf.kv_cache import BlockTable, KvCache
 from tru_vlm.engine.hf.shared_prefix import GroupFinder, GroupLayout, GroupRow
+from tru_vlm.engine.hf.side_by_side import SideBySide
 from tru_vlm.engine.hf.text_model import DeepstackInput, TextModel
 from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision import VisualFeatures
+
+MIN_PART_TOKENS = 96
+"""Tokens of a step's part that has a thread of its own; with fewer, products cost more for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,19 @@ class ModelRunner:
         device: where they are.
         kernel: what attends to prefill chunks.
         block_tokens: tokens in a block of the cache.
+        threads: what computes a step, in parts where it is large.
     """
 
-    def __init__(self, model: Any, cache: KvCache, device: str, kernel: AttentionKernel, *, block_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cache: KvCache,
+        device: str,
+        kernel: AttentionKernel,
+        *,
+        block_tokens: int,
+        threads: SideBySide,
+    ) -> None:
         self._text_model: TextModel = model.model.language_model
         self._embed_tokens = self._text_model.embed_tokens
         self._lm_head = model.lm_head
@@ -75,6 +90,7 @@ class ModelRunner:
         self._device = device
         self._kernel = kernel
         self._block_tokens = block_tokens
+        self._threads = threads
         self._groups = GroupFinder(block_tokens) if torch.device(device).type == "cpu" else None
         self._decode_steps: DecodeSteps | None = None
 
@@ -121,18 +137,48 @@ class ModelRunner:
         """
         if self._decode_steps is not None and all(isinstance(row.positions, int) for row in rows):
             return self._decode_steps.run([token for row in rows for token in _decode_rows(row)])
+        given = self._threads.run([self._prepare(part) for part in self._parts(rows)])
+        logits = [part for part in given if part is not None]
+        return torch.cat(logits) if len(logits) > 1 else next(iter(logits), None)
+
+    def _parts(self, rows: Sequence[RowInput]) -> list[Sequence[RowInput]]:
+        """The rows, or two parts of them of about the same number of tokens, where threads and tokens suffice."""
+        ends = list(itertools.accumulate(row.num_tokens for row in rows))
+        if self._threads.num_threads == 1 or ends[-1] < 2 * MIN_PART_TOKENS:
+            return [rows]
+        num_first, num_tokens = min(enumerate(ends, 1), key=lambda end: abs(2 * end[1] - ends[-1]))
+        if min(num_tokens, ends[-1] - num_tokens) < MIN_PART_TOKENS:
+            return [rows]
+        return [rows[:num_first], rows[num_first:]]
+
+    def _prepare(self, rows: Sequence[RowInput]) -> Callable[[], torch.Tensor | None]:
+        """What computes the rows' logits; two of these touch different parts of the cache, and nothing else."""
         ends = list(itertools.accumulate(row.num_tokens for row in rows))
         starts = [0, *ends[:-1]]
         token_ids, positions, slots = self._packed(rows, starts)
         plan = self._attention_plan(rows, starts, slots)
         embeddings = self._embed_tokens(token_ids)
         deepstack = self._insert_features(rows, starts, embeddings)
-        hidden = self._text_model(embeddings, positions, plan, deepstack)
         wanted = [place for row, end in zip(rows, ends, strict=True) for place in range(end - row.num_logits, end)]
-        if not wanted:
+        # Where nothing is wanted it is one token's all the same: not every layer takes none.
+        at = to_device(torch.tensor(wanted or [0]), self._device) if len(wanted) < ends[-1] else None
+        return partial(self._compute, embeddings, positions, plan, deepstack, at, has_logits=bool(wanted))
+
+    @torch.inference_mode()
+    def _compute(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        plan: AttentionPlan,
+        deepstack: DeepstackInput | None,
+        wanted: torch.Tensor | None,
+        *,
+        has_logits: bool,
+    ) -> torch.Tensor | None:
+        """Logits of the wanted ones among packed tokens; None where there are to be none."""
+        hidden = self._text_model(embeddings, positions, plan, deepstack, wanted)
+        if not has_logits:
             return None
-        if len(wanted) < len(hidden):
-            hidden = hidden[wanted]
         logits: torch.Tensor = self._lm_head(hidden).float()
         return logits
 

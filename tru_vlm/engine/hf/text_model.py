@@ -55,23 +55,25 @@ class TextModel(nn.Module):
         positions: torch.Tensor,
         plan: AttentionPlan,
         deepstack: DeepstackInput | None = None,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Last hidden states of packed tokens; their keys and values go into the cache.
+        """Last hidden states of packed tokens; the keys and values of all of them go into the cache.
 
         Args:
             embeddings: (N, hidden).
             positions: mrope, int64, (3, N).
             plan: which sequences the tokens belong to.
             deepstack: for the visual ones among them.
+            wanted: int64, (R,): whose last hidden states are wanted; None: all.  No deepstack reaches the last layer.
 
         Returns:
-            (N, hidden).
+            (R, hidden).
         """
         rotation = self._rotation(embeddings, positions)
         hidden = embeddings
         added = deepstack.layers if deepstack is not None else ()
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, plan)
+            hidden = layer(hidden, rotation, plan, wanted if index == len(self.layers) - 1 else None)
             if deepstack is not None and index < len(added):
                 hidden.index_add_(0, deepstack.at, added[index].to(hidden.dtype))
         normed: torch.Tensor = self.norm(hidden)
@@ -107,16 +109,23 @@ class _TextLayer(nn.Module):
         self.mlp = _Mlp(layer.mlp) if hasattr(layer.mlp, "gate_proj") else _Experts(layer.mlp)
 
     def forward(
-        self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], plan: AttentionPlan
+        self,
+        hidden: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        plan: AttentionPlan,
+        wanted: torch.Tensor | None,
     ) -> torch.Tensor:
-        """(N, hidden) to a new (N, hidden)."""
+        """(N, hidden) to a new (N, hidden), or a new (R, hidden) of the wanted ones."""
         heads = self.qkv_proj(self.input_layernorm(hidden)).view(len(hidden), -1, self._head_dim)
         num_rotated = self._num_heads + self._num_kv_heads
         normed = _normed(heads[:, :num_rotated], self.head_norm, self._epsilon)
         rotated = _rotated(normed, *rotation)
         query, key = rotated[:, : self._num_heads], rotated[:, self._num_heads :]
         attended = attend(query, key, heads[:, num_rotated:], plan, layer=self._index, scaling=self._scaling)
-        hidden = hidden + self.o_proj(attended.flatten(1))
+        attended = attended.flatten(1)
+        if wanted is not None:  # what follows is done for each token alone, and most of a prompt's go no further
+            hidden, attended = hidden.index_select(0, wanted), attended.index_select(0, wanted)
+        hidden = hidden + self.o_proj(attended)
         result: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return result
 

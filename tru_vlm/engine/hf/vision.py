@@ -6,20 +6,27 @@ Knows pixels and features; knows no text and no KV cache.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from tru_vlm.engine.base import MediaInput
+from tru_vlm.engine.hf.side_by_side import SideBySide
 from tru_vlm.engine.hf.transfer import to_device
 from tru_vlm.engine.hf.vision_model import VisionModel
 from tru_vlm.processor.patches import patchify
 from tru_vlm.processor.profile import ModelProfile
 from tru_vlm.processor.prompt import Prompt
+
+MIN_PART_PATCHES = 180
+"""Spatial patches of a part that has a thread of its own; with fewer, products cost more for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,33 @@ class Encoder(Protocol):
 
 
 class VisionEncoder:
-    """Runs the tower."""
+    """Runs the tower.
 
-    def __init__(self, visual: VisionModel, profile: ModelProfile, device: str) -> None:
+    Args:
+        visual: the tower.
+        profile: of the checkpoint.
+        device: where the tower is.
+        threads: what computes a chunk, in parts where it is large.
+    """
+
+    def __init__(
+        self, visual: VisionModel, profile: ModelProfile, device: str, threads: SideBySide | None = None
+    ) -> None:
         self._visual = visual
         self._profile = profile
         self._device = device
+        self._threads = threads or SideBySide(1)
 
     def encode(self, media: MediaInput, start: int, stop: int) -> VisualFeatures:
         """Features of the medium's temporal patches from start up to stop."""
+        num_patches = (stop - start) * math.prod(media.frames.shape[2:]) // self._profile.patch_size**2
+        num_parts = min(self._threads.num_threads, stop - start, max(1, num_patches // MIN_PART_PATCHES))
+        bounds = [start + (stop - start) * part // num_parts for part in range(num_parts + 1)]
+        parts = [partial(self._encode, media, *part) for part in itertools.pairwise(bounds)]
+        return VisualFeatures.joined(self._threads.run(parts))
+
+    @torch.inference_mode()
+    def _encode(self, media: MediaInput, start: int, stop: int) -> VisualFeatures:
         profile = self._profile
         patches = patchify(
             media.frames,

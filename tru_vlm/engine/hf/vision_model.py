@@ -88,9 +88,10 @@ class VisionModel(nn.Module):
 
     def _places(self, rows: int, columns: int) -> _Places:
         """Of a grid; the last one's are kept, as videos come in chunks and often in one size."""
-        if self._last_places is None or self._last_places[0] != (rows, columns):
-            self._last_places = (rows, columns), self._compute_places(rows, columns)
-        return self._last_places[1]
+        last = self._last_places
+        if last is None or last[0] != (rows, columns):
+            last = self._last_places = (rows, columns), self._compute_places(rows, columns)
+        return last[1]
 
     def _compute_places(self, rows: int, columns: int) -> _Places:
         weight = self.pos_embed.weight
