@@ -87,7 +87,11 @@ class Running:
 
 @contextlib.contextmanager
 def running(contender: Contender, folder: Path) -> Iterator[Running]:
-    """Start it, wait until it answers, and end its whole process group afterwards."""
+    """Start it, wait until it answers, and end its whole process group afterwards.
+
+    So it is too when this script is told to end, as by ``timeout``.
+    """
+    signal.signal(signal.SIGTERM, _exit)
     port = free_port()
     log = (folder / f"{contender.name.replace(' ', '-')}.log").open("wb")
     option = [contender.port_option, str(port)] if contender.port_option else []
@@ -112,6 +116,10 @@ def running(contender: Contender, folder: Path) -> Iterator[Running]:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         log.close()
+
+
+def _exit(signum: int, _: object) -> None:
+    raise SystemExit(128 + signum)
 
 
 def free_port() -> int:

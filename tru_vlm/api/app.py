@@ -44,6 +44,7 @@ from tru_vlm.api.routes import (
 from tru_vlm.api.routes.static_files import VersionedStaticFiles
 from tru_vlm.api.security.install import install_door
 from tru_vlm.api.service import HostedModel, InferenceService
+from tru_vlm.api.settled import settle_memory
 from tru_vlm.api.stopping import Drain
 from tru_vlm.api.stored_chats import openapi as chats_openapi
 from tru_vlm.api.stored_chats.turns import Chats
@@ -81,6 +82,7 @@ class VideoServer(WorkerServer):
             try:
                 self.context.tracing.start("http")
                 await self._start_service()
+                settle_memory()
                 async with self.context.mcp.running() if self.context.mcp else contextlib.nullcontext():
                     yield
             finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 import litserve
 import numpy as np
 
+from tru_vlm.api.settled import settle_memory
 from tru_vlm.api.workers.litserve_seams import own_worker_id
 from tru_vlm.api.workers.orphans import ends_with_parent
 from tru_vlm.api.workers.start_progress import StartNote, StartProgress, note_path
@@ -72,6 +73,7 @@ class VideoLitAPI(litserve.LitAPI):
         self.tracing = Tracing(trace_target(self.settings))
         self.tracing.start("worker")
         adopt_libraries()
+        settle_memory()
         logger.info("worker %d answers with %s on %s", os.getpid(), self.engine.description.model_path, device)
 
     def _started_engine(self, device: str | Sequence[str], note: StartNote) -> Engine:
