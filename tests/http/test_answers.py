@@ -99,10 +99,9 @@ def test_a_stream_tells_stages_sampling_and_text_and_ends_once(server: Server, c
     assert received[-1][1]["text"] == ONE
 
 
-def test_the_text_of_a_stream_comes_as_it_is_made(server: Server, clips: dict[str, Path]) -> None:
-    received = [data["text"] for name, data in events(upload_stream(server.base, clips["two"])) if name == "delta"]
-    assert len(received) > 1  # the first token does not wait for the others
-    assert len(received[0]) < len("".join(received)) / 2
+def test_the_tokens_of_a_stream_come_one_by_one(server: Server, clips: dict[str, Path]) -> None:
+    received = list(events(upload_stream(server.base, clips["two"])))
+    assert sum(name == "delta" for name, _ in received) > 5
 
 
 @pytest.mark.parametrize("route", ["/predict", "/v1/inference/url"])

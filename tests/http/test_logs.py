@@ -53,6 +53,16 @@ class Logged:
     def about(self, request_id: str) -> list[Line]:
         return [line for line in self.lines() if line.get("request_id") == request_id]
 
+    def access(self, request_id: str) -> Line:
+        """The one line of an exchange's end, which may be written after the client has its answer."""
+
+        def found() -> list[Line]:
+            return [line for line in self.about(request_id) if line["logger"] == ACCESS]
+
+        wait_until(lambda: found() != [])
+        (line,) = found()
+        return line
+
     def upload(self, path: Path, request_id: str, **fields: str) -> requests.Response:
         with path.open("rb") as file:
             return requests.post(
@@ -94,7 +104,7 @@ def test_every_process_and_library_logs_in_one_form(logged: Logged) -> None:
 
 def test_a_question_has_one_line_with_all_that_became_of_it(logged: Logged, clips: dict[str, Path]) -> None:
     answer = logged.upload(clips["one"], "one-line").json()
-    (line,) = [line for line in logged.about("one-line") if line["logger"] == ACCESS]
+    line = logged.access("one-line")
     told = {name: line[name] for name in ("level", "process", "method", "route", "status", "outcome", "principal")}
     assert told == {
         "level": "info",
@@ -146,9 +156,9 @@ def test_a_client_that_leaves_and_a_refusal_have_their_line(logged: Logged, clip
     assert (
         requests.get(logged.base + "/v1/models", headers={"X-Request-Id": "nobody"}, timeout=TIMEOUT).status_code == 401
     )
-    (refused,) = [line for line in logged.about("refused") if line["logger"] == ACCESS]
+    refused = logged.access("refused")
     assert (refused["status"], refused["outcome"], refused["error"]) == (415, "rejected", "unsupported_media")
-    (nobody,) = [line for line in logged.about("nobody") if line["logger"] == ACCESS]
+    nobody = logged.access("nobody")
     assert (nobody["status"], nobody["outcome"], nobody["error"]) == (401, "rejected", "missing_api_key")
     assert "principal" not in nobody
 
@@ -206,7 +216,7 @@ def test_an_error_in_the_worker_is_told_with_the_id_and_a_traceback(logged: Logg
     (error,) = [line for line in logged.about("no-frames") if line["level"] == "error"]
     assert (error["process"], error["pid"]) == ("worker", pid)
     assert "FileNotFoundError" in error["exception"]
-    (line,) = [line for line in logged.about("no-frames") if line["logger"] == ACCESS]
+    line = logged.access("no-frames")
     assert (line["outcome"], line["error"]) == ("error", "internal_error")
 
 

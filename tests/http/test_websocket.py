@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +76,11 @@ def test_the_events_are_those_of_a_stream(quiet: Server, socket: Socket, clips: 
     received = []
     while not received or received[-1]["type"] not in LAST:
         received.append(socket.next())
-    assert joined(map(bare, received)) == joined(bare({"type": name, **data}) for name, data in streamed)
+    assert [bare(event) for event in received] == [bare({"type": name, **data}) for name, data in streamed]
     assert {event["id"] for event in received} == {"mine"}
     (request_id,) = {event["request_id"] for event in received}
     assert request_id.startswith("req-")
     assert "".join(event["text"] for event in received if event["type"] == "delta") == received[-1]["text"]
-
-
-def joined(received: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events, with text that came in pieces as one: how many tokens are in a piece depends on the load."""
-    together: list[dict[str, Any]] = []
-    for event in received:
-        if event["type"] == "delta" and together and together[-1]["type"] == "delta":
-            together[-1] = {**event, "text": together[-1]["text"] + event["text"]}
-        else:
-            together.append(event)
-    return together
 
 
 def bare(event: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tru_vlm.api.workers.link import Abort, Events, Hello, Submit, WorkerConnection, WorkerLink
+from tru_vlm.api.workers.outbox import Outbox
 from tru_vlm.engine.base import EngineDescription, EngineStats, TokenEvent
 from tru_vlm.types import GenerationParams, WorkerRequest
 
@@ -121,7 +122,8 @@ def test_more_than_the_socket_takes_is_sent_in_the_end(link: WorkerLink, tmp_pat
     assert [events.events for events in result] == [(big,)]
 
 
-def test_what_is_held_goes_with_the_next_look_at_the_engine(tmp_path: Path) -> None:
+def test_what_is_held_goes_with_the_next_look_at_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Outbox, "is_due", lambda self, _now: self._is_urgent)
     looks = iter(range(100))
     link = WorkerLink(tmp_path / "w.sock", lambda: replace(HELLO, stats=replace(STATS, num_steps=next(looks))))
 

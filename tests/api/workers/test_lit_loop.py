@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tru_vlm.api.workers import outbox
 from tru_vlm.api.workers.link import Events, Submit, WorkerLink, _Inbox, _pack, socket_path
 from tru_vlm.api.workers.lit_api import VideoLitAPI
 from tru_vlm.api.workers.lit_loop import StepLoop, hello
+from tru_vlm.api.workers.outbox import Outbox
 from tru_vlm.api.workers.record import WorkerRecord
 from tru_vlm.engine.base import EngineDescription, EngineEvent, EngineRequest, EngineStats, TokenEvent
 from tru_vlm.settings import Settings
@@ -72,8 +72,7 @@ class _Client:
 
 @pytest.fixture(autouse=True)
 def _holds_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "MAX_HOLD_SECONDS", float("inf"))
-    monkeypatch.setattr(outbox, "PIECES_PER_SECOND", 1e-9)
+    monkeypatch.setattr(Outbox, "is_due", lambda self, _now: self._is_urgent)
 
 
 def run(tmp_path: Path, script: Callable[[_Client], Iterator[Step]]) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from tru_vlm.engine.base import EngineEvent, TokenEvent
 
-PIECES_PER_SECOND = 160
-"""Of text that all answers together are sent in; one answer alone has each token in its time."""
+HOLD_SECONDS = 0.007
+"""How much longer a token may wait for each answer that runs beside its own; alone, it does not wait."""
 
 MAX_HOLD_SECONDS = 0.05
-"""The longest that a token waits for others."""
+"""The longest that it may."""
 
 StepTime = tuple[float, tuple[str, ...]]
 """When a step ended (``time.monotonic()``, the same for all processes), and the requests that it gave tokens."""
@@ -65,7 +65,7 @@ class Outbox:
 
     def is_due(self, now: float) -> bool:
         """Whether what is held should go now."""
-        hold_seconds = min(MAX_HOLD_SECONDS, len(self._begun) / PIECES_PER_SECOND)
+        hold_seconds = min(MAX_HOLD_SECONDS, (len(self._begun) - 1) * HOLD_SECONDS)
         return self._is_urgent or now - self._emptied_at >= hold_seconds
 
     def empty(self, now: float) -> tuple[tuple[EngineEvent, ...], tuple[StepTime, ...]]:
