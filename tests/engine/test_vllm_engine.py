@@ -215,17 +215,21 @@ time.sleep(600)
     maker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     *pids, folder = maker.stdout.readline().split()
     other, guardian = map(int, pids)
-    assert (Path(folder) / "left").is_socket()
-    until(lambda: len(marked("mark-of-a-test")) == 2)
-    children = marked("mark-of-a-test")
-    maker.kill()
-    maker.wait()
-    maker.stdout.close()
-    until(lambda: all(map(is_gone, [*children, guardian])))
-    assert not Path(folder).exists()
-    assert psutil.pid_exists(other), "it was not marked"
-    psutil.Process(other).kill()
-    assert MARK not in os.environ
+    try:
+        assert (Path(folder) / "left").is_socket()
+        until(lambda: len(marked("mark-of-a-test")) == 2)
+        children = marked("mark-of-a-test")
+        maker.kill()
+        maker.wait()
+        maker.stdout.close()
+        until(lambda: all(map(is_gone, [*children, guardian])))
+        assert not Path(folder).exists()
+        assert not is_gone(other), "it was not marked"
+        assert MARK not in os.environ
+    finally:
+        maker.kill()
+        for pid in (other, *marked("mark-of-a-test")):
+            psutil.Process(pid).kill()
 
 
 def test_the_sockets_of_guarded_children_have_a_private_folder_until_the_end(tmp_path, monkeypatch):
