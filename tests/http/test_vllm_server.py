@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -195,14 +196,21 @@ def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
     """First the worker, which takes its vLLM along; then the server, while the next worker starts another."""
     require_vllm()
     with TemporaryDirectory() as folder:  # a short name: Unix sockets
-        kill_one_after_the_other(tmp_path, Path(folder))
+        server = start_server(tmp_path, **VLLM, VLLM_RPC_BASE_PATH=folder)
+        everybody = {psutil.Process(server.process.pid), *family_of(server)}
+        try:
+            kill_one_after_the_other(server, everybody, Path(folder))
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                everybody.update(family_of(server))
+            for process in everybody:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-def kill_one_after_the_other(tmp_path: Path, sockets: Path) -> None:
-    server = start_server(tmp_path, **VLLM, VLLM_RPC_BASE_PATH=str(sockets))
+def kill_one_after_the_other(server: Server, everybody: set[psutil.Process], sockets: Path) -> None:
     (first,) = sockets.iterdir()
     assert any(path.is_socket() for path in first.iterdir())
-    everybody = set(family_of(server))
     (worker,) = workers_of(server)
     its_own = worker.children(recursive=True)
     assert any(map(is_vllms, its_own)), its_own
