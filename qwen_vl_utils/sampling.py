@@ -247,7 +247,8 @@ def linspace_indices(first: int, last: int, count: int) -> list[int]:
 
     float32 linspace of torch and rounding half to even, as the interface has it: float64 (numpy) differs on ties.
     """
-    return [int(i) for i in torch.linspace(first, last, count, dtype=torch.float32).round().long()]
+    indices: list[int] = torch.linspace(first, last, count, dtype=torch.float32).round().long().tolist()
+    return indices
 
 
 # ---- spans ----------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
 import requests
 from hypothesis import HealthCheck, settings
-from support import Server, start_server
+from support import STOP_SECONDS, Server, start_server
 
 # How fast an example is made or run says how busy the machine is.  What CI tries is the same each time: examples by
 # chance are for who runs the tests while changing something.
@@ -52,12 +53,9 @@ def _leaves_nothing_kept(pytestconfig: pytest.Config) -> Iterator[None]:
     yield
     if (shared := pytestconfig.stash.get(SHARED, None)) is None or shared.process.poll() is not None:
         return
+    deadline = time.monotonic() + STOP_SECONDS
     for kind in ("chats", "jobs", "videos"):
-        for _ in range(50):
-            found = requests.get(f"{shared.base}/v1/{kind}?limit=100", timeout=60).json()["data"]
+        while found := requests.get(f"{shared.base}/v1/{kind}?limit=100", timeout=STOP_SECONDS).json()["data"]:
             for thing in found:  # of a job that has not ended, this is only the end
-                requests.delete(f"{shared.base}/v1/{kind}/{thing['id']}", timeout=60)
-            if not found:
-                break
-        else:
-            pytest.fail(f"what {kind} there are does not go: {found}")
+                requests.delete(f"{shared.base}/v1/{kind}/{thing['id']}", timeout=STOP_SECONDS)
+            assert time.monotonic() < deadline, f"what {kind} there are does not go: {found}"

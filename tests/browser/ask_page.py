@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from playwright.sync_api import CDPSession, ConsoleMessage, Locator, Page, Request, expect
 from support import ROOT
 
-ANSWER_MS = 90_000  # a bound for a busy machine; an answer takes a second
-SLOW = 100_000  # bytes per second
+ANSWER_MS = 180_000  # a bound for a busy machine; an answer takes a second
+SLOW = 50_000  # bytes per second
 LARGE = 6_000_000  # on a slow line, longer on its way than all that is expected meanwhile may take; the test frees it
 SAMPLES_DIR = ROOT / "static" / "samples"
 SAMPLES = json.loads((SAMPLES_DIR / "samples.json").read_text())
@@ -25,6 +25,15 @@ STOP_AT_FIRST_WORD = """() => {
     card.querySelector("#stop").click();
   });
   observer.observe(document.querySelector("#answers"), {childList: true, subtree: true, characterData: true});
+}"""
+
+# The button says it for a moment only, which a busy machine may let pass before anybody looks.
+_NOTE_COPIED = """button => {
+  window.hasSaidCopied = false;
+  const observer = new MutationObserver(() => {
+    window.hasSaidCopied ||= button.textContent === "Copied";
+  });
+  observer.observe(button, {childList: true, characterData: true, subtree: true});
 }"""
 
 
@@ -128,10 +137,12 @@ class AskPage:
         return self.latest.locator(".answer-text").inner_text()
 
     def copy(self, card: Locator) -> str:
-        """Press a card's button, and read what has been copied then."""
+        """Press a card's button, and read what has been copied when the button has said so."""
         self.page.evaluate("navigator.clipboard.writeText('')")
-        card.get_by_role("button", name="Copy").click()
-        self.wait_until("async () => (await navigator.clipboard.readText()) !== ''")
+        button = card.get_by_role("button", name="Copy")
+        button.evaluate(_NOTE_COPIED)
+        button.click()
+        self.wait_until("() => window.hasSaidCopied")
         return str(self.page.evaluate("navigator.clipboard.readText()"))
 
     def player_seconds(self) -> float:
@@ -160,7 +171,7 @@ class AskPage:
 
     def num_open_requests(self) -> int:
         """How many requests the server works on."""
-        with urllib.request.urlopen(f"{self.base}/v1/health/detailed", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.base}/v1/health/detailed", timeout=60) as response:
             return int(json.load(response)["queue"]["num_open"])
 
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ask_page import AskPage, OpenPage
+from ask_page import ANSWER_MS, AskPage, OpenPage
 from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 from support import Server, require
 
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 _FLAGS += ["--disable-component-update", "--disable-sync"]
 _PROFILE: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
+EXPECT_MS = 60_000  # an upper bound: a busy machine is slow
 
 
 def _chromium() -> str | None:
@@ -28,7 +29,7 @@ def _chromium() -> str | None:
 def browser() -> Iterator[Browser]:
     """One browser for a file's tests."""
     executable = _chromium()
-    expect.set_options(timeout=20_000)  # an upper bound: a busy machine is slow
+    expect.set_options(timeout=EXPECT_MS)
     require(executable, "Chromium (apt-get install chromium, or set TRU_CHROMIUM)")
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
@@ -39,8 +40,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def profile(browser: Browser) -> Iterator[BrowserContext]:
     """A profile for a file's tests: a fresh one takes longer to open the page than most tests need for the rest."""
-    with browser.new_context(**_PROFILE) as context:
+    with _new_profile(browser) as context:
         yield context
+
+
+def _new_profile(browser: Browser, **options: Any) -> BrowserContext:
+    context = browser.new_context(**_PROFILE | options)
+    context.set_default_timeout(ANSWER_MS)
+    return context
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def open_page(browser: Browser, profile: BrowserContext, server: Server) -> Iter
     opened: list[AskPage] = []
 
     def open_(base: str = server.base, **options: Any) -> AskPage:
-        context = browser.new_context(**_PROFILE | options) if options else profile
+        context = _new_profile(browser, **options) if options else profile
         page = AskPage(context.new_page(), base)
         opened.append(page)
         return page

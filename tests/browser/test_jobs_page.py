@@ -82,7 +82,7 @@ def test_a_job_is_cancelled_and_resumed_from_a_page_that_came_later(open_page: O
         other.page.keyboard.press("Enter")
         expect(_card(other).get_by_role("button", name="Cancel")).to_be_focused()
     _state(other, "Succeeded, 2 of 2 answered")
-    assert other.page.evaluate(_HAS_FOCUS), "the keyboard's place is on the card, whatever buttons it has now"
+    other.wait_until(_HAS_FOCUS)  # the keyboard's place is on the card, whatever buttons it has now
     expect(_card(other).locator(".job-questions > li").first).to_contain_text("red", ignore_case=True)
     expect(row).to_contain_text("Succeeded")
 

@@ -249,7 +249,7 @@ def test_history_copy_and_ask_again(open_page: OpenPage) -> None:
 
     earlier = ask_page.answers.last
     assert ask_page.copy(earlier) == first
-    expect(earlier.get_by_role("button", name="Copied")).to_be_visible()
+    expect(earlier.get_by_role("button", name="Copy")).to_be_visible()
     earlier.get_by_role("button", name="Ask again").click()
     expect(ask_page.answers).to_have_count(3)
     assert ask_page.wait_until_done() == first

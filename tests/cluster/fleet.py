@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-TIMEOUT = 120
+TIMEOUT = 400  # a bound for what hangs: a server on a new node imports PyTorch, beside what runs
 NUM_SERVERS = 2
 OBJECT_STORE_BYTES = 80 << 20
 

@@ -56,7 +56,7 @@ def key_of(fleet: Fleet, server: str) -> str:
 
 
 def test_load_adds_a_server(elastic_fleet: Fleet) -> None:
-    assert elastic_fleet.num_servers() == 1
+    wait_until(lambda: elastic_fleet.num_servers() == 1, "one server runs")
     with TricklingHost() as host, ExitStack() as running:  # requests that last, and leave the cores to the new server
         body = json.dumps({"video_url": host.url, "prompt": QUESTION})
         for _ in range(6):

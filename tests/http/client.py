@@ -9,7 +9,9 @@ from typing import Any
 
 import requests
 
-TIMEOUT = 60
+TIMEOUT = 240
+"""A bound for what hangs; on a busy machine a worker that starts again needs more than a minute."""
+
 QUESTION = "What happens in this video?"
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from scraping import grown, scrape, scrape_until
 from support import Server
-from watching import Brake, held, num_generated, settle, wait_until
+from watching import Brake, held, num_steps, settle, wait_until
 
 
 class Leaving:
@@ -36,6 +36,6 @@ class Leaving:
                 ("requests_total", {"outcome": "abort"}),
             ):
                 assert grown(self._before, seen, name, **labels) == 1, (name, labels)
-            generated = num_generated(self._server)
+            steps = num_steps(self._server)
         wait_until(lambda: not any(count for name, count in held(self._server).items() if name != "spooled files"))
-        assert num_generated(self._server) - generated <= 1, "more than the step that was under way"
+        assert num_steps(self._server) - steps <= 1, "more than the step that was under way"

@@ -39,9 +39,9 @@ def scrape(base: str) -> Scrape:
     return Scrape([sample for family in families for sample in family.samples])
 
 
-def scrape_until(base: str, condition: Callable[[Scrape], bool], seconds: float = 30.0) -> Scrape:
+def scrape_until(base: str, condition: Callable[[Scrape], bool]) -> Scrape:
     """Look again and again until something is so; fails when it never is."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + TIMEOUT
     while not condition(found := scrape(base)):
         assert time.monotonic() < deadline, [sample for sample in found.samples if "_bucket" not in sample.name]
     return found

@@ -24,7 +24,7 @@ from support import ROOT, Server, require
 
 from tru_vlm.settings import Settings
 
-TIMEOUT = 120
+TIMEOUT = 400  # a bound for what hangs: a block may ask several questions, and a busy machine is slow
 ADDRESS = "127.0.0.1:8000"
 CLIPS_ADDRESS = "https://example.com/"
 PAGES = [page for page in documents() if blocks(page)]
@@ -33,7 +33,7 @@ PAGES = [page for page in documents() if blocks(page)]
 # this tree's, whatever is installed.
 PROLOGUE = """set -euo pipefail
 tru-vlm() { python -m tru_vlm "$@"; }
-curl() { command curl --silent --show-error --fail-with-body --max-time 110 "$@"; }
+curl() { command curl --silent --show-error --fail-with-body --max-time 380 "$@"; }
 touch .variables; source ./.variables
 """
 

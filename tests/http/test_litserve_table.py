@@ -247,7 +247,7 @@ def test_a_request_arrives_just_after_a_batch_began(quiet: Server, clips: dict[s
 
 def test_timeout(clips: dict[str, Path], tmp_path: Path) -> None:
     """Stock: counts queue time only.  Ours: a wall clock over the whole request, in whatever stage it is."""
-    server = start_server(tmp_path, REQUEST_TIMEOUT_SECONDS="3", MAX_NEW_TOKENS="30000")
+    server = start_server(tmp_path, REQUEST_TIMEOUT_SECONDS="6", MAX_NEW_TOKENS="30000")
     try:
         with TricklingHost() as host:
             body = {"video_url": host.url, "prompt": QUESTION}
@@ -255,7 +255,7 @@ def test_timeout(clips: dict[str, Path], tmp_path: Path) -> None:
             assert answer.status_code == 504
             assert error_of(answer)["code"] == "request_timeout"
             assert host.was_left.wait(TIMEOUT)
-        name, data = end_of(upload_stream(server.base, clips["one"], max_tokens=20_000, ignore_eos="true"))
+        name, data = end_of(upload_stream(server.base, clips["one"], max_tokens=30_000, ignore_eos="true"))
         assert (name, data["error"]["code"]) == ("error", "request_timeout")
         wait_until(lambda: not any(held(server).values()))
     finally:
@@ -306,7 +306,7 @@ def frame_folders(server: Server) -> list[Path]:
 
 def assert_is_gone(server: Server, family: list[psutil.Process]) -> None:
     assert server.process.wait(TIMEOUT) == 0
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
     assert not alive, alive
 
 

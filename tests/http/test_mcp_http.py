@@ -18,7 +18,7 @@ from client import QUESTION, TIMEOUT
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_talk import use_every_tool
-from support import SERVER, Server, free_port, start_server
+from support import SERVER, START_SECONDS, Server, free_port, start_server
 from watching import Brake, health, wait_until
 
 from tru_vlm.api.keys import hash_key, new_key
@@ -133,7 +133,13 @@ def test_without_the_package_the_server_says_what_to_install(tmp_path: Path) -> 
     (tmp_path / "sitecustomize.py").write_text('import sys\nsys.modules["mcp"] = None  # as if it was not installed\n')
     own = {"MCP_ENDPOINT": "true", "PYTHONPATH": str(tmp_path), "STORAGE_DIR": str(tmp_path), "PORT": str(free_port())}
     ended = subprocess.run(
-        SERVER, cwd=tmp_path, env={**os.environ, **own}, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        SERVER,
+        cwd=tmp_path,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
     )
     assert ended.returncode != 0
     said = ended.stdout + ended.stderr

@@ -13,7 +13,7 @@ from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from scraping import check_names, grown, scrape, scrape_until
 from support import Server, start_server
-from watching import Brake, settle
+from watching import Brake, health, settle
 
 from tru_vlm.telemetry.catalogue import CATALOGUE, PREFIX
 
@@ -199,20 +199,22 @@ def test_a_workers_death_is_counted_and_takes_no_counter_back(narrow: Server, cl
     assert upload(narrow.base, clips["one"]).status_code == 200
     before = scrape(narrow.base)
     assert before.value("generation_tokens_total") > 0
-    (worker,) = requests.get(narrow.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
+    (worker,) = health(narrow)["workers"]
+    brake = Brake(narrow)
     response = upload_stream(narrow.base, clips["two"], max_tokens=2000, ignore_eos="true")
     stream = events(response)
     next(name for name, _ in stream if name == "delta")
-    os.kill(worker["pid"], signal.SIGKILL)
-    # Looked for at once, not when the stream has been read: the next worker needs seconds.
-    scrape_until(narrow.base, lambda now: now.value("worker_state", state="starting") == 1)
+    with brake:  # a process that is stopped can be killed
+        os.kill(worker["pid"], signal.SIGKILL)
+        # Looked for at once, not when the stream has been read: the next worker needs seconds.
+        scrape_until(narrow.base, lambda now: now.value("worker_state", state="starting") == 1)
     assert [name for name, _ in stream if name not in {"delta", "status"}] == ["error"]
     dead = scrape(narrow.base)
     assert grown(before, dead, "request_failures_total", code="worker_died", model_name="demo") == 1
     assert grown(before, dead, "requests_total", route=UPLOAD, outcome="error") == 1
     assert grown(before, dead, "worker_restarts_total", worker="0") == 1
     assert grown(before, dead, "generation_tokens_total") > 0
-    scrape_until(narrow.base, lambda now: now.value("worker_state", state="ready") == 1, seconds=60)
+    scrape_until(narrow.base, lambda now: now.value("worker_state", state="ready") == 1)
     tokens = upload(narrow.base, clips["one"]).json()["usage"]["completion_tokens"]
     after = scrape(narrow.base)
     assert grown(dead, after, "generation_tokens_total") == tokens

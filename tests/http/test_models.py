@@ -18,7 +18,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from socket_client import open_socket
 from support import Server, start_server
-from watching import health, wait_until
+from watching import Brake, files_below, health, wait_until
 
 from tru_vlm.api.workers.rendezvous import weighted_choice
 
@@ -163,7 +163,7 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(two_models: Serv
         error = error_of(response)
         assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
         assert "'fool' does not exist; this server has 'full', 'small', 'chat' and 'gpt-4o'" in error["message"]
-    assert not [path for path in (two_models.storage / "spool").rglob("*.*") if path.name != ".lock"]
+    assert not files_below(two_models.storage / "spool")
 
 
 # ---- by alias --------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_a_stream_tells_who_answers_and_says_what_the_model_says(
 
 
 def test_a_dead_worker_of_one_model_touches_only_its_requests(two_models: Server, clips: dict[str, Path]) -> None:
-    before = worker(two_models, "small")
+    before, brake = worker(two_models, "small"), Brake(two_models)
     endless = {"max_tokens": 2000, "ignore_eos": "true"}
     streams = {name: events(upload_stream(two_models.base, clips["two"], model=name, **endless)) for name in MODELS}
     for stream in streams.values():
@@ -248,11 +248,12 @@ def test_a_dead_worker_of_one_model_touches_only_its_requests(two_models: Server
     ]
     for reader in readers:
         reader.start()
-    os.kill(before["pid"], signal.SIGKILL)
-    wait_until(lambda: part(two_models, "small")["status"] == "unavailable")
-    body = health(two_models)
-    assert (body["status"], part(two_models, "full")["status"]) == ("degraded", "ok")
-    assert requests.get(two_models.base + "/v1/health", timeout=TIMEOUT).json() == {"status": "degraded"}
+    with brake:  # a process that is stopped can be killed; neither ends by itself before
+        os.kill(before["pid"], signal.SIGKILL)
+        wait_until(lambda: part(two_models, "small")["status"] == "unavailable")
+        body = health(two_models)
+        assert (body["status"], part(two_models, "full")["status"]) == ("degraded", "ok")
+        assert requests.get(two_models.base + "/v1/health", timeout=TIMEOUT).json() == {"status": "degraded"}
     assert upload(two_models.base, clips["one"], model="full").json()["variant"] == "full", "the other one answers"
     assert upload(two_models.base, clips["one"], model="small").json()["variant"] == "small", "and this one, later"
     for reader in readers:

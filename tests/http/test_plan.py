@@ -17,6 +17,7 @@ import requests
 from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from support import Server, start_server
 from test_chats import Talk
+from watching import Brake, health, wait_until
 
 CONTEXT = 200
 
@@ -310,25 +311,17 @@ def test_more_than_the_server_or_the_file_has_is_lowered_on_request(server: Serv
 
 
 def test_a_plan_needs_no_worker_and_no_place_in_the_queue(small: Server, clips: dict[str, Path]) -> None:
-    (worker,) = requests.get(small.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"]
-    os.kill(worker["pid"], signal.SIGSTOP)
-    try:
+    with Brake(small):
         waiting = [upload_stream(small.base, clips["one"], max_tokens=5) for _ in range(2)]
         assert upload(small.base, clips["one"], max_tokens=5).status_code == 429
         assert plan(small.base, clips["two"]).status_code == 200
-    finally:
-        os.kill(worker["pid"], signal.SIGCONT)
     for response in waiting:
         assert list(events(response))[-1][0] == "done"
 
 
 def test_a_plan_is_answered_while_the_model_is_loading(small: Server, clips: dict[str, Path]) -> None:
-    def worker() -> dict[str, Any]:
-        return requests.get(small.base + "/v1/health/detailed", timeout=TIMEOUT).json()["workers"][0]
-
-    os.kill(worker()["pid"], signal.SIGKILL)
-    while worker()["state"] == "ready":
-        pass
+    os.kill(health(small)["workers"][0]["pid"], signal.SIGKILL)
+    wait_until(lambda: health(small)["workers"][0]["state"] != "ready")
     assert plan(small.base, clips["two"], fit="true").status_code == 200
     assert upload(small.base, clips["two"], fit="true", max_tokens=20).status_code == 200
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from client import TIMEOUT, error_of, events, upload, upload_stream
-from support import ROOT, Server, free_port, require_reader, start_server
+from support import ROOT, START_SECONDS, Server, free_port, require_reader, start_server
 from watching import Brake, files_below
 
 from qwen_vl_utils import backend_status
@@ -130,16 +130,7 @@ def test_int4_answers_and_says_what_it_saves(peculiar: Server, clips: dict[str, 
 
 
 def test_a_quantization_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
-    own = {"PORT": str(free_port()), "STORAGE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "DEVICE": "cpu"}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "server.py")],
-        cwd=tmp_path,
-        env={**os.environ, **own, "QUANTIZATION": "fp8"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    result = start_in_vain(tmp_path, QUANTIZATION="fp8", DEVICE="cpu")
     assert result.returncode == 1
     said = result.stdout + result.stderr
     assert "QUANTIZATION=fp8: it needs a CUDA card" in said
@@ -197,7 +188,7 @@ def start_in_vain(
         env={**os.environ, **own, **environment},
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=START_SECONDS,
         check=False,
         preexec_fn=preexec_fn,
     )
@@ -264,15 +255,16 @@ def test_a_taken_port_stops_the_start(server: Server, tmp_path: Path) -> None:
 
 def test_a_full_server_says_so_and_when_to_come_back(peculiar: Server, clips: dict[str, Path]) -> None:
     with Brake(peculiar):
-        accepted = [upload_stream(peculiar.base, clips["two"], max_tokens=4) for _ in range(2)]
-        waiting = events(accepted[1])
+        running = events(upload_stream(peculiar.base, clips["two"], max_tokens=4))
+        assert any(data.get("stage") == "prefilling" for _, data in running), "it has the row"
+        waiting = events(upload_stream(peculiar.base, clips["two"], max_tokens=4))
         assert next(data["queue_position"] for _, data in waiting if data.get("stage") == "waiting") == 1
         refused = upload(peculiar.base, clips["one"])
     assert refused.status_code == 429
     assert int(refused.headers["Retry-After"]) >= 1
     assert error_of(refused)["type"] == "rate_limit_error"
-    assert [list(events(response))[-1][0] for response in accepted[:1]] == ["done"]
-    assert [name for name, _ in waiting][-1] == "done", "those that were taken are answered"
+    last = [[name for name, _ in taken][-1] for taken in (running, waiting)]
+    assert last == ["done", "done"], "those that were taken are answered"
     assert upload(peculiar.base, clips["one"]).status_code == 200
 
 
@@ -293,8 +285,8 @@ def test_an_upload_over_the_limit_is_refused_while_it_arrives(
         connection.sendall(request.encode() + head + b"\0" * 2 * MAX_UPLOAD_BYTES)
         # Most of the body was never sent: the answer comes while it would arrive.
         answer = ""
-        while "}}" not in answer:
-            answer += connection.recv(65536).decode()
+        while "}}" not in answer and (piece := connection.recv(65536)):
+            answer += piece.decode()
     assert answer.startswith("HTTP/1.1 413"), answer
     assert '"param":"video"' in answer
     # A client that reads only after it has sent everything is told as well, not cut off.

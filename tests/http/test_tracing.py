@@ -16,6 +16,7 @@ from client import QUESTION, TIMEOUT, events, upload
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from socket_client import data_uri
 from support import Server, start_server
+from watching import Brake, health, wait_until
 from websockets.sync.client import connect
 
 UPLOAD = "/v1/inference/upload"
@@ -189,12 +190,16 @@ def test_an_error_and_an_abort_are_told_as_such(traced: Server, collector: Colle
     assert (spans["question"].status, spans["question"].attributes["tru_vlm.outcome"]) == (ERROR, "rejected")
     assert spans[f"POST {UPLOAD}"].status != ERROR, "the client's mistake, not the server's"
     long = {**data, "stream": "true", "max_tokens": "2000", "ignore_eos": "true"}
+    brake = Brake(traced)
     with clips["one"].open("rb") as file:
         response = requests.post(
             traced.base + UPLOAD, files={"video": file}, data=long, headers=asked(leaving), timeout=TIMEOUT, stream=True
         )
-    next(name for name, _ in events(response) if name == "delta")
-    response.close()
+    stream = events(response)  # held: requests closes the connection of an iterator that nobody has any more
+    assert any(name == "delta" for name, _ in stream)
+    with brake:
+        response.close()
+        wait_until(lambda: health(traced)["queue"]["num_open"] == 0)
     spans = collector.trace(leaving, f"POST {UPLOAD}", "worker", "question")
     inside = {"preprocess", "prefill", "decode", "batch_queue"} & set(spans)
     assert "decode" in inside

@@ -44,6 +44,10 @@ def num_generated(server: Server) -> int:
     return sum(worker["stats"]["num_generated_tokens"] for worker in health(server)["workers"])
 
 
+def num_steps(server: Server) -> int:
+    return sum(worker["stats"]["num_steps"] for worker in health(server)["workers"])
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,10 +86,13 @@ class Brake:
 def decode_child(server: Server) -> psutil.Process:
     """The one decode process: the youngest fork of the template, with its command line."""
     wait_until(lambda: health(server)["video"]["pool"]["num_processes"] == 1)
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    templates = [process for process in family if "tru_vlm.video.decode_template" in process.cmdline()]
-    assert len(templates) >= 2, family
-    return max(templates, key=lambda process: process.create_time())
+    templates: list[tuple[float, psutil.Process]] = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # one that a test had killed goes meanwhile
+            if "tru_vlm.video.decode_template" in process.cmdline():
+                templates.append((process.create_time(), process))
+    assert len(templates) >= 2, templates
+    return max(templates, key=lambda found: found[0])[1]
 
 
 class _QuietHandler(http.server.BaseHTTPRequestHandler):

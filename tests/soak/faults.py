@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 _FOLLOWS_SECONDS = 30
+_ANSWER_SECONDS = 120  # a bound: at capacity a busy machine is slow
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Target:
 
 def health(target: Target) -> dict[str, Any]:
     """The whole of ``/v1/health/detailed``."""
-    with urllib.request.urlopen(f"{target.base}/v1/health/detailed", timeout=30) as answer:
+    with urllib.request.urlopen(f"{target.base}/v1/health/detailed", timeout=_ANSWER_SECONDS) as answer:
         body: dict[str, Any] = json.load(answer)
     return body
 
@@ -53,13 +54,23 @@ def family(target: Target) -> list[psutil.Process]:
 
 def kill_a_decode_child(target: Target) -> None:
     """In the middle of a file, as the kernel does when memory runs out."""
-    templates = []
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while len(found := _decode_processes(target)) < 2:  # a cancelled decode's child is being replaced
+        if time.monotonic() > deadline:
+            raise RuntimeError("there is no decode child")
+        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found[-1].kill()  # the oldest is the template, from which the others are forked
+
+
+def _decode_processes(target: Target) -> list[psutil.Process]:
+    """The template and its children, the youngest last."""
+    found = []
     for process in family(target):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if "tru_vlm.video.decode_template" in process.cmdline():
-                templates.append((process.create_time(), process.pid, process))
-    with contextlib.suppress(psutil.NoSuchProcess):
-        max(templates)[2].kill()  # the oldest is the template, from which the others are forked
+                found.append((process.create_time(), process.pid, process))
+    return [process for *_, process in sorted(found)]
 
 
 def kill_a_worker(target: Target) -> None:
@@ -101,7 +112,7 @@ def set_the_clock(target: Target, seconds: float) -> None:
 
 
 def _server_time(target: Target) -> float:
-    with urllib.request.urlopen(f"{target.base}/v1/health/live", timeout=30) as answer:
+    with urllib.request.urlopen(f"{target.base}/v1/health/live", timeout=_ANSWER_SECONDS) as answer:
         return parsedate_to_datetime(answer.headers["Date"]).timestamp()
 
 

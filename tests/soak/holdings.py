@@ -16,13 +16,19 @@ from soak.faults import Target, family, health
 MEMORY_SLACK_BYTES = 200 << 20
 """Allocators keep some of what they had; a leak of a frame or a file per request is far above it in minutes."""
 DESCRIPTOR_SLACK = 16
+NUM_DECODE_PROCESSES = 2
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """At one moment, when nothing runs."""
+    """At one moment, when nothing runs.
+
+    ``num_missing`` counts workers and decode processes that are not ready: one that was killed while it had nothing to
+    do is replaced when it is wanted.
+    """
 
     num_processes: int
+    num_missing: int
     num_descriptors: int
     own_memory_bytes: int
     num_spooled_files: int
@@ -37,9 +43,12 @@ class Holdings:
                 descriptors += process.num_fds()
                 memory += process.memory_full_info().uss
                 processes += 1
-        queue = health(target)["queue"]
+        body = health(target)
+        queue = body["queue"]
+        num_unready = sum(worker["state"] != "ready" for worker in body["workers"])
         return cls(
             num_processes=processes,
+            num_missing=num_unready + NUM_DECODE_PROCESSES - body["video"]["pool"]["num_processes"],
             num_descriptors=descriptors,
             own_memory_bytes=memory,
             num_spooled_files=len(spooled_files(target.folder / "storage")),

@@ -102,7 +102,7 @@ async def asks_over_a_socket(client: httpx.AsyncClient, files: Files, rng: rando
     url = str(client.base_url).replace("http", "ws", 1).rstrip("/") + "/v1/inference/ws"
     question = {"type": "request", "video_id": files.kept_id, "generation_params": {"max_tokens": ANSWER_TOKENS}}
     ends: dict[str, dict[str, Any]] = {}
-    async with connect(url) as socket:
+    async with connect(url, open_timeout=PATIENCE_SECONDS, ping_interval=None) as socket:
         for name in "ab":
             await socket.send(json.dumps({**question, "id": name, "prompt": f"{PROMPT} {rng.random()}"}))
         await socket.send(json.dumps({"type": "cancel", "id": "b"}))

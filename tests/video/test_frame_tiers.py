@@ -60,7 +60,7 @@ def tiers(tmp_path: Path) -> Tiers:
 
 
 async def get(cache: FrameCache, name: str, decoder: Decoder) -> FrameLease:
-    lease = await cache.get_or_decode(key(name), decoder, num_bytes=NUM_BYTES)
+    lease = await cache.get_or_decode(key(name), decoder, size=lambda: NUM_BYTES)
     assert np.load(lease.path).shape == SHAPE
     return lease
 

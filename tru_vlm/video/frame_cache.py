@@ -153,7 +153,7 @@ class FrameCache:
             await self.run(self._memory.end)
             await self._trim_disk()
 
-    async def get_or_decode(self, key: str, decode: Decode, *, num_bytes: int | None = None) -> FrameLease:
+    async def get_or_decode(self, key: str, decode: Decode, *, size: Callable[[], int] | None = None) -> FrameLease:
         """The frames under a key, decoded if they are not there.
 
         Requests for the same key at once decode once.  The decode stops when the last of them has gone.
@@ -161,18 +161,18 @@ class FrameCache:
         Args:
             key: 64 hex digits over everything that makes the frames what they are.
             decode: writes them to the path that it is given.
-            num_bytes: how large they will be, as far as is known; without it they go to the disk.
+            size: says how many bytes they will have, as far as is known; without it they go to the disk.
 
         Raises:
             UnavailableError: the disk is full.
-            Whatever ``decode`` raises, in every request that waited for it.
+            Whatever ``size`` and ``decode`` raise, in every request that waited for it.
         """
         check_key(key)
         if not self._is_started:
             await self.start()
         lease = await self.get(key)
         if lease is None:
-            return await self._join(key, partial(self._decode, key, decode, num_bytes))
+            return await self._join(key, partial(self._decode, key, decode, size))
         is_in_memory = self._memory is not None and lease.path.parent == self._memory.directory
         self._num_memory_hits += is_in_memory
         self._num_disk_hits += not is_in_memory
@@ -260,7 +260,8 @@ class FrameCache:
                     del self._flights[key]
                 flight.abandon()
 
-    async def _decode(self, key: str, decode: Decode, num_bytes: int | None) -> Entry:
+    async def _decode(self, key: str, decode: Decode, size: Callable[[], int] | None) -> Entry:
+        num_bytes = size() if size is not None else None
         needed = num_bytes + MAX_HEADER_BYTES if num_bytes is not None else None
         if needed is not None and self._memory is not None and await self._reserve(self._memory, needed):
             try:

@@ -265,8 +265,8 @@ class VideoService:
             key = content_key(
                 file.sha256, settled.sampling, reader=self._reader_setting, device=self._device, salt=cache_salt
             )
-            num_bytes = self._planned_bytes(probe, settled.sampling)
-            lease = await self._cache.get_or_decode(key, decode, num_bytes=num_bytes)
+            size = partial(self._planned_bytes, probe, settled.sampling)
+            lease = await self._cache.get_or_decode(key, decode, size=size)
         except DecodeFailure as failure:
             raise client_error(failure, param=param) from failure
         notes = settled.notes + settled.fit_notes(lease.info)

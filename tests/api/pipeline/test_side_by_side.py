@@ -56,6 +56,19 @@ def test_the_first_failure_is_raised_as_it_is_and_ends_the_others(numbers: list[
     asyncio.run(scenario())
 
 
+def test_a_deadline_that_passes_after_a_failure_is_no_cancellation() -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(None) as deadline:
+            try:
+                await side_by_side(Jobs().work, [1, -1, 2])
+            finally:
+                deadline.reschedule(0.0)  # while what was held is given back
+                await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("num_cancels", [1, 2, 3])
 def test_a_cancellation_even_a_repeated_one_returns_when_all_are_over(num_cancels: int) -> None:
     async def scenario() -> None:
