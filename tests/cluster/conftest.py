@@ -9,13 +9,25 @@ from pathlib import Path
 
 import pytest
 import requests
-from fleet import NUM_SERVERS, OBJECT_STORE_BYTES, Fleet, wait_until
+from fleet import NUM_SERVERS, OBJECT_STORE_BYTES, TIMEOUT, Fleet, wait_until
 from support import ROOT, free_port
 
 from demo_model.generator import ClipSpec, Event, encode
 
 # Those that start Ray run by themselves: `make test-ray`.
 collect_ignore = [] if os.environ.get("TRU_TEST_RAY") == "1" else ["test_ray_cluster.py"]
+
+# What Ray does to those that are slow, which on a busy machine everybody is.
+PATIENCE = {
+    # Actors would be killed for the memory of what else runs on this machine.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # A server that does not tell its load within 0.1 s loses its questions to another.
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10",
+    "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "10",
+    # A proxy that has not started within 5 s, or does not answer within 10 s, is killed.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(TIMEOUT),
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(TIMEOUT),
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +46,7 @@ def elastic_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     os.environ["PYTHONPATH"] = str(ROOT)  # for the nodes, which are processes of this machine
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
-    # Ray would kill actors for the memory of what else runs on this machine.
-    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - Ray's own spelling
+    os.environ |= PATIENCE
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster
@@ -58,7 +69,8 @@ def elastic_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         for _ in range(NUM_SERVERS):
             fleet.add_node()
         ray.init(address=cluster.address, log_to_driver=False)
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        with contextlib.suppress(TimeoutError):  # after a minute it goes on to start, and is waited for below
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         options = ClusterOptions(
             min_servers=1,
             max_servers=NUM_SERVERS,
@@ -100,5 +112,5 @@ def fleet(elastic_fleet: Fleet) -> Fleet:
 
 def _answers(base: str) -> bool:
     with contextlib.suppress(requests.RequestException):
-        return requests.get(f"{base}/v1/health/ready", timeout=5).ok
+        return requests.get(f"{base}/v1/health/ready", timeout=60).ok
     return False

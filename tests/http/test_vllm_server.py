@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 
 import psutil
 import pytest
@@ -15,10 +15,19 @@ from client import QUESTION, TIMEOUT, error_of, events, upload, upload_stream
 from scraping import check_names, grown, scrape, scrape_until
 from socket_client import open_socket
 from support import START_SECONDS, STOP_SECONDS, Server, require_vllm, start_server
-from watching import Brake, health, num_generated, settle
+from watching import Brake, health, num_generated, settle, wait_until
 
-VLLM = {"MODEL_BACKEND": "vllm", "KV_CACHE_TOKENS": "16384", "MAX_BATCH_SIZE": "4", "HF_HUB_OFFLINE": "1"}
-GONE_SECONDS = 40
+ENDLESS = {"max_tokens": 12_000, "ignore_eos": "true"}
+"""Of an answer that runs for as long as a test looks at it, and fits the KV cache."""
+
+VLLM = {
+    "MODEL_BACKEND": "vllm",
+    "KV_CACHE_TOKENS": "16384",
+    "MAX_BATCH_SIZE": "4",
+    "MAX_NEW_TOKENS": "12000",
+    "DRAIN_SECONDS": "600",
+    "HF_HUB_OFFLINE": "1",
+}
 ONE = "A red circle moves left."
 
 
@@ -39,11 +48,11 @@ def workers_of(server: Server) -> list[psutil.Process]:
     return [psutil.Process(worker["pid"]) for worker in health(server)["workers"]]
 
 
-def until(condition, seconds: float = GONE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def is_vllms(process: psutil.Process) -> bool:
+    try:
+        return "VLLM" in process.name()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_health_says_what_runs(vllm_server: Server) -> None:
@@ -90,7 +99,8 @@ def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
     settle(vllm_server)
     before, brake = scrape(vllm_server.base), Brake(vllm_server)
     # Ten frames, as in no other test: the first question must find nothing.
-    answers = [upload(vllm_server.base, clips["two"], prompt=f"Well, {n}?", nframes=10).json() for n in (1, 2)]
+    long = {"nframes": 10, "max_tokens": 200, "ignore_eos": "true"}
+    answers = [upload(vllm_server.base, clips["two"], prompt=f"Well, {n}?", **long).json() for n in (1, 2)]
     usages = [answer["usage"] for answer in answers]
     after = scrape(vllm_server.base)
     check_names(after)
@@ -127,7 +137,7 @@ def test_metrics_have_the_catalogues_names_and_count_what_was_answered(
     assert after.value("kv_cache_tokens") == 16384
     assert after.value("device_memory_bytes") > 100 << 20
 
-    response = upload_stream(vllm_server.base, clips["one"], max_tokens=2000, ignore_eos="true")
+    response = upload_stream(vllm_server.base, clips["one"], **ENDLESS)
     stream = events(response)
     assert any(name == "delta" for name, _ in stream)
     with brake:
@@ -155,29 +165,26 @@ def test_what_cannot_fit_is_refused_with_the_numbers(vllm_server: Server, clips:
 
 def test_a_client_that_leaves_stops_the_answer(vllm_server: Server, clips: dict[str, Path]) -> None:
     before = num_generated(vllm_server)
-    response = upload_stream(vllm_server.base, clips["two"], max_tokens=2000, ignore_eos="true")
+    response = upload_stream(vllm_server.base, clips["two"], **ENDLESS)
     arriving = events(response)  # held: requests closes the connection of an iterator that nobody has any more
     assert any(name == "delta" for name, _ in arriving)
     response.close()
-    until(lambda: health(vllm_server)["workers"][0]["stats"]["num_running"] == 0)
-    assert num_generated(vllm_server) - before < 2000
+    wait_until(lambda: health(vllm_server)["workers"][0]["stats"]["num_running"] == 0)
+    assert num_generated(vllm_server) - before < ENDLESS["max_tokens"]
 
 
 def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[str, Path]) -> None:
-    family = family_of(vllm_server)
-    assert any("VLLM" in process.name() for process in family), [process.name() for process in family]
+    family, brake = family_of(vllm_server), Brake(vllm_server)
+    assert any(map(is_vllms, family)), family
     stream = events(upload_stream(vllm_server.base, clips["one"], max_tokens=400, ignore_eos="true"))
-    seen = [next(stream)]
-    while seen[-1][0] != "delta":
-        seen.append(next(stream))
-    statuses: list[int] = []
-    stopping = Thread(target=lambda: statuses.append(vllm_server.stop()))
-    stopping.start()
-    seen += stream
-    stopping.join(STOP_SECONDS)
-    assert (seen[-1][0], seen[-1][1]["finish_reason"]) == ("done", "length")
-    assert statuses == [0]
-    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    assert any(name == "delta" for name, _ in stream)
+    with brake:  # the answer has not ended before the server knows that it must stop
+        vllm_server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(vllm_server)["status"] == "draining")
+    *_, (name, data) = stream
+    assert (name, data["finish_reason"]) == ("done", "length")
+    assert vllm_server.process.wait(STOP_SECONDS) == 0
+    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
     assert not alive, alive
     # Nobody had to be killed: neither the worker by the server, nor vLLM's processes by their guardian.
     log = vllm_server.log.read_text()
@@ -189,29 +196,37 @@ def test_killed_processes_leave_nobody(tmp_path: Path) -> None:
     """First the worker, which takes its vLLM along; then the server, while the next worker starts another."""
     require_vllm()
     with TemporaryDirectory() as folder:  # a short name: Unix sockets
-        kill_one_after_the_other(tmp_path, Path(folder))
+        server = start_server(tmp_path, **VLLM, VLLM_RPC_BASE_PATH=folder)
+        everybody = {psutil.Process(server.process.pid), *family_of(server)}
+        try:
+            kill_one_after_the_other(server, everybody, Path(folder))
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                everybody.update(family_of(server))
+            for process in everybody:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-def kill_one_after_the_other(tmp_path: Path, sockets: Path) -> None:
-    server = start_server(tmp_path, **VLLM, VLLM_RPC_BASE_PATH=str(sockets))
+def kill_one_after_the_other(server: Server, everybody: set[psutil.Process], sockets: Path) -> None:
     (first,) = sockets.iterdir()
     assert any(path.is_socket() for path in first.iterdir())
-    everybody = set(family_of(server))
     (worker,) = workers_of(server)
     its_own = worker.children(recursive=True)
-    assert len(its_own) >= 2  # the guardian, and vLLM's process
+    assert any(map(is_vllms, its_own)), its_own
+    assert any("guardian.py" in part for process in its_own for part in process.cmdline()), its_own
     worker.kill()
-    _, alive = psutil.wait_procs(its_own, timeout=GONE_SECONDS)
+    _, alive = psutil.wait_procs(its_own, timeout=TIMEOUT)
     assert not alive, alive
-    until(lambda: not first.exists())
+    wait_until(lambda: not first.exists())
 
     def next_one_starts() -> bool:
         everybody.update(family_of(server))
-        return any("VLLM" in process.name() for process in everybody if process.is_running())
+        return any(is_vllms(process) for process in everybody if process.is_running())
 
-    until(next_one_starts, START_SECONDS)
+    wait_until(next_one_starts, START_SECONDS)
     server.process.kill()
     server.process.wait(TIMEOUT)
-    _, alive = psutil.wait_procs(list(everybody), timeout=GONE_SECONDS)
+    _, alive = psutil.wait_procs(list(everybody), timeout=TIMEOUT)
     assert not alive, alive
-    until(lambda: not list(sockets.iterdir()))
+    wait_until(lambda: not list(sockets.iterdir()))

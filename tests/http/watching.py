@@ -48,8 +48,8 @@ def num_steps(server: Server) -> int:
     return sum(worker["stats"]["num_steps"] for worker in health(server)["workers"])
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT
+def wait_until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)

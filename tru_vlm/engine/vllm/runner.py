@@ -196,19 +196,15 @@ class Runner:
         """Whether it came to an end; False when vLLM wants the media again."""
         # An id of its own: the request's may be used again while vLLM is still told to abort this one.
         vllm_id = f"{job.request.id}-{next(self._numbers)}"
-        try:
-            data = await self._data_of(job)
-            job.preparation_seconds += time.perf_counter() - job.submitted
-            prompt = engine_input(job.prompt, job.items, data, cache_salt=job.request.cache_salt)
-            async for output in self.llm.generate(prompt, job.params, vllm_id):
-                if self._is_cache_miss(job, output):
-                    job.submitted = time.perf_counter()
-                    return False
-                self._pass_on(job, output)
-        except asyncio.CancelledError:
-            # generate() tells vLLM itself, but not when it is cancelled before it has handed the request over.
-            await self.llm.abort(vllm_id)
-            raise
+        data = await self._data_of(job)
+        job.preparation_seconds += time.perf_counter() - job.submitted
+        prompt = engine_input(job.prompt, job.items, data, cache_salt=job.request.cache_salt)
+        # Cancelled while it waits for tokens, generate() tells vLLM.  It hands the request over without waiting.
+        async for output in self.llm.generate(prompt, job.params, vllm_id):
+            if self._is_cache_miss(job, output):
+                job.submitted = time.perf_counter()
+                return False
+            self._pass_on(job, output)
         return True
 
     async def _data_of(self, job: Job) -> list[Any]:
