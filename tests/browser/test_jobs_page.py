@@ -51,6 +51,7 @@ def test_a_long_video_gets_a_timeline_and_an_answer_and_is_there_after_a_reload(
     page.click("#jobs summary")
     row = page.locator("#job-rows li").first
     expect(row).to_contain_text("Succeeded, 3 of 3 answered")
+    expect(row.locator(".past-video")).to_have_text("triangle-then-square.mp4")
     check(page, "jobs")
     page.click("#jobs summary")
     expect(row).to_have_count(0)

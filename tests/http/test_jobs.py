@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,29 @@ def test_a_long_video_from_an_address_is_fetched_when_its_turn_comes(server: Ser
 def test_a_wrong_long_video_is_named(server: Server, change: dict[str, Any], status: int, param: str) -> None:
     response = submit_long(server, **{"video_url": sample(server), **change})
     assert (response.status_code, error_of(response)["param"]) == (status, param)
+
+
+def facts_on_page(server: Server, job: dict[str, Any]) -> str:
+    """What the page's list says below a job's title, but for how long ago it was started."""
+    _, found, rest = get(server, "/ui/jobs").text.partition(f'id="job-row-{job["id"]}"')
+    assert found
+    facts, _, since = rest.partition('class="past-facts">')[2].partition("<time")
+    assert re.match(r"[^>]*>(just now|\d+ minutes? ago)</time>", since)
+    return " ".join(re.sub(r"<[^>]*>", " ", facts).split())
+
+
+def test_the_pages_list_tells_what_a_job_is_about(server: Server) -> None:
+    addresses = [{"video_url": sample(server, name)} for name in ("red-circle", "yellow-star")]
+    red, yellow = (
+        requests.post(f"{server.base}/v1/videos", json=address, timeout=TIMEOUT).json()["id"] for address in addresses
+    )
+    one, other = (item(server, video_url=None, video_id=video_id) for video_id in (red, yellow))
+    about_one, about_both = submit(server, one, one).json(), submit(server, other, one).json()
+    in_one_part = submit_long(server, video_id=red, span_seconds=60.0).json()
+    for job in (about_one, about_both, in_one_part):
+        until_ended(server, job)
+    assert facts_on_page(server, about_one) == "red-circle.mp4"
+    assert facts_on_page(server, about_both) == "yellow-star.mp4 and others"
+    assert facts_on_page(server, in_one_part) == "red-circle.mp4"
+    assert requests.delete(f"{server.base}/v1/videos/{red}", timeout=TIMEOUT).ok
+    assert facts_on_page(server, about_one) == ""

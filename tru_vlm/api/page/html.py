@@ -19,7 +19,7 @@ from tru_vlm import __version__
 from tru_vlm.api.background_jobs.openapi import JobAnswer
 from tru_vlm.api.page.chats import ListedChat, ShownChat
 from tru_vlm.api.page.events import sse_event
-from tru_vlm.api.page.jobs import ShownJob
+from tru_vlm.api.page.jobs import ListedJob, ShownJob
 from tru_vlm.api.page.library import ShownLibrary, ShownVideo
 from tru_vlm.api.page.markdown_html import clock, render_markdown, time_link
 from tru_vlm.api.page.markdown_stream import MarkdownStream, ShownBlock
@@ -241,9 +241,9 @@ class PageRenderer:
         """What of a job's card changes."""
         return self._render("partials/job_body.html", shown=shown)
 
-    def job_rows(self, shown_jobs: Sequence[ShownJob]) -> str:
+    def job_rows(self, jobs: Sequence[ListedJob]) -> str:
         """The rows of the list of jobs."""
-        return self._render("partials/job_rows.html", shown_jobs=shown_jobs)
+        return self._render("partials/job_rows.html", jobs=jobs)
 
     def job_list(self, rows: str) -> str:
         """The list of jobs, which listens to what becomes of them."""

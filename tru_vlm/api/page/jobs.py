@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
@@ -25,6 +26,7 @@ from tru_vlm.api.page.chats import find_video, keep_video
 from tru_vlm.api.page.events import sse_event
 from tru_vlm.api.page.form import page_fields
 from tru_vlm.api.page.library import ShownVideo
+from tru_vlm.api.page.spans import ago
 from tru_vlm.api.request_body import owner_of
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
@@ -56,8 +58,8 @@ class ShownJob:
 
     job: JobAnswer
     title: str
-    video: ShownVideo | None = None
-    questions: list[Question] = field(default_factory=list)
+    video: ShownVideo | None
+    questions: list[Question]
 
     @property
     def is_active(self) -> bool:
@@ -65,15 +67,67 @@ class ShownJob:
         return self.job.status in {"queued", "running"}
 
 
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job in the list.
+
+    Attributes:
+        job: as clients read it.
+        title: what is asked.
+        video: the name of what its first question is about; empty if that is not kept (any more).
+        has_others: whether its second question is about something else.
+        moment: when it was started, ISO 8601 in UTC.
+        ago: the same, for people.
+        is_active: whether it has not ended.
+    """
+
+    job: JobAnswer
+    title: str
+    video: str
+    has_others: bool
+    moment: str
+    ago: str
+    is_active: bool
+
+
 async def show_job(service: InferenceService, jobs: JobService, job: Job) -> ShownJob:
     """A job with what is known so far."""
     questions = await jobs.store.questions(job, limit=_NUM_QUESTIONS)
-    video_id = job.body.get("request", {}).get("video_id") or next((question.video_id for question in questions), None)
-    video: ShownVideo | None = None
-    with contextlib.suppress(NotFoundError):
-        video = await find_video(service.library, job.owner, video_id) if video_id else None
+    video = await _find_video(service, job, questions)
     is_batch = job.kind == "batch"
     return ShownJob(await jobs.whole_answer(job), title_of(job), video, questions if is_batch else [])
+
+
+async def list_jobs(service: InferenceService, jobs: JobService, owner: str) -> list[ListedJob]:
+    """The newest jobs."""
+    found = await jobs.store.page(owner, limit=_NUM_LISTED)
+    now = time.time()
+
+    async def listed(job: Job, answer: JobAnswer) -> ListedJob:
+        questions = await jobs.store.questions(job, limit=2)
+        video = await _find_video(service, job, questions)
+        return ListedJob(
+            job=answer,
+            title=title_of(job),
+            video=video.name if video else "",
+            has_others=len({question.video_id for question in questions} - {None}) > 1,
+            moment=datetime.fromtimestamp(job.created_at, UTC).isoformat(timespec="seconds"),
+            ago=ago(now - job.created_at),
+            is_active=job.is_active,
+        )
+
+    return list(await asyncio.gather(*map(listed, found, await jobs.answers(found))))
+
+
+async def _find_video(service: InferenceService, job: Job, questions: Sequence[Question]) -> ShownVideo | None:
+    """What a job, or its first question, is about; None if it is not kept (any more)."""
+    video_id = job.body.get("request", {}).get("video_id") or next((question.video_id for question in questions), None)
+    if video_id is None:
+        return None
+    try:
+        return await find_video(service.library, job.owner, video_id)
+    except NotFoundError:
+        return None
 
 
 def title_of(job: Job) -> str:
@@ -103,10 +157,7 @@ class JobPages:
 
     async def rows(self, owner: str) -> str:
         """The rows of the list."""
-        found = await self.jobs.store.page(owner, limit=_NUM_LISTED)
-        return self.renderer.job_rows(
-            [ShownJob(answer, title_of(job)) for job, answer in zip(found, await self.jobs.answers(found), strict=True)]
-        )
+        return self.renderer.job_rows(await list_jobs(self.service, self.jobs, owner))
 
     async def list_events(self, owner: str) -> AsyncIterator[bytes]:
         """The rows, whenever they have changed."""
