@@ -105,6 +105,18 @@ def write_clip(folder: Path, clip: Clip) -> Path:
     return path
 
 
+def write_turned(path: Path, plain: Path, *, turn: int, flip: bool) -> Path:
+    """The same coded pictures as in ``plain``, to be shown turned: encoded again, they may differ."""
+    with av.open(str(plain)) as given, av.open(str(path), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        stream.set_display_rotation(turn, hflip=flip)
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                made.mux(packet)
+    return path
+
+
 def _cut_by_edit_list(path: Path, first: int, count: int, *, fps: Fraction) -> None:
     """Change the one entry of the edit list (ISO/IEC 14496-12, 8.6.6); its media time begins at the first frame."""
     content = bytearray(path.read_bytes())

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from qvl_clips import VARIABLE_TIMES, Clip, available_backends, numbers, write_shuffled, write_size_change
+from qvl_clips import (
+    VARIABLE_TIMES,
+    Clip,
+    available_backends,
+    numbers,
+    write_shuffled,
+    write_size_change,
+    write_turned,
+)
 from support import require
 
 from qwen_vl_utils import (
@@ -89,11 +97,11 @@ def compare(one, other, *, is_loose):
 
 
 @pytest.mark.parametrize(("turn", "flip"), [(90, False), (180, False), (-90, False), (0, True), (90, True)])
-def test_frames_are_upright(make_clip, backend, turn, flip):
-    clip = Clip(f"turn{turn}{flip}.mp4", turn=turn, flip=flip, num_frames=8)
+def test_frames_are_upright(make_clip, tmp_path, backend, turn, flip):
+    clip = make_clip(Clip("turn.mp4", num_frames=8))
     options = {"sampling": SamplingOptions(nframes=4), "backend": backend, "arithmetic": "float32"}
-    plain = read_video(make_clip(Clip("turn.mp4", num_frames=8)), **options)
-    video = read_video(make_clip(clip), **options)
+    plain = read_video(clip, **options)
+    video = read_video(write_turned(tmp_path / "turned.mp4", clip, turn=turn, flip=flip), **options)
     expected = torch.rot90(plain.frames, (turn // 90) % 4, (2, 3))
     expected = expected.flip(3) if flip else expected
     assert video.frames.shape == expected.shape
