@@ -47,9 +47,12 @@ def user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(content)}
 
 
-def ask(server: Server, *messages: Any, **options: Any) -> ChatCompletion:
+def ask(server: Server, *messages: Any, **options: Any) -> Any:
+    """The completion, or a stream's chunks."""
     given = {"model": "demo", "temperature": 0, "max_tokens": 60} | options
-    return client(server).chat.completions.create(messages=list(messages), **given)
+    with client(server) as connection:
+        answer = connection.chat.completions.create(messages=list(messages), **given)
+        return list(answer) if isinstance(answer, openai.Stream) else answer
 
 
 def words_of(completion: ChatCompletion) -> str:
@@ -110,7 +113,8 @@ def test_an_image_is_seen(server: Server, clips: dict[str, Path]) -> None:
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_either_name_of_the_length_ends_an_answer(server: Server, clips: dict[str, Path], field: str) -> None:
     messages = [user(video(clips["one"]), text(QUESTION))]
-    completion = client(server).chat.completions.create(model="demo", messages=messages, temperature=0, **{field: 2})
+    with client(server) as connection:
+        completion = connection.chat.completions.create(model="demo", messages=messages, temperature=0, **{field: 2})
     assert (completion.choices[0].finish_reason, completion.usage.completion_tokens) == ("length", 2)
 
 
@@ -151,10 +155,7 @@ def test_a_stream_has_role_words_reason_and_usage_in_this_order(
     options = {"stream_options": {"include_usage": True}} if include_usage else {}
     messages = [user(video(clips["one"]), text(QUESTION))]
     whole = ask(server, *messages)
-    stream = client(server).chat.completions.create(
-        model="demo", messages=messages, temperature=0, stream=True, **options
-    )
-    chunks = list(stream)
+    chunks = ask(server, *messages, stream=True, **options)
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     if include_usage:
@@ -236,11 +237,12 @@ def test_system_messages_come_first_and_count(server: Server) -> None:
 
 
 def test_models_are_listed(server: Server) -> None:
-    (model,) = client(server).models.list().data
-    assert (model.id, model.object) == ("demo", "model")
-    assert client(server).models.retrieve("demo") == model
-    with pytest.raises(openai.NotFoundError) as caught:
-        client(server).models.retrieve("some/other")
+    with client(server) as connection:
+        (model,) = connection.models.list().data
+        assert (model.id, model.object) == ("demo", "model")
+        assert connection.models.retrieve("demo") == model
+        with pytest.raises(openai.NotFoundError) as caught:
+            connection.models.retrieve("some/other")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 

@@ -61,8 +61,7 @@ LONG = {"max_tokens": 7000, "ignore_eos": True}
 
 
 def test_a_full_server_is_openais_rate_limit_error(small: Server, clips: dict[str, Path]) -> None:
-    connection = openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0)
-    with Brake(small):
+    with Brake(small), openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0) as connection:
         filling = [upload_stream(small.base, clips["one"], max_tokens=4) for _ in range(2)]
         wait_until(lambda: health(small)["queue"]["num_open"] == 2)
         with pytest.raises(openai.RateLimitError) as caught:
@@ -146,14 +145,14 @@ def test_several_videos_share_what_the_context_has_left(small: Server, clips: di
 def test_a_worker_that_dies_ends_a_stream_with_an_error_that_the_client_raises(
     small: Server, clips: dict[str, Path]
 ) -> None:
-    connection = openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0)
     (worker,) = health(small)["workers"]
     body = body_of(video(clips["one"]), stream=True, max_tokens=LONG["max_tokens"])
-    stream = connection.chat.completions.create(model="demo", extra_body={"ignore_eos": True}, **body)
-    assert next(stream).choices[0].delta.role == "assistant"
-    os.kill(worker["pid"], signal.SIGKILL)
-    with pytest.raises(openai.APIError) as caught:
-        for _ in stream:
-            pass
+    with openai.OpenAI(base_url=f"{small.base}/v1", api_key="none", max_retries=0) as connection:
+        stream = connection.chat.completions.create(model="demo", extra_body={"ignore_eos": True}, **body)
+        assert next(stream).choices[0].delta.role == "assistant"
+        os.kill(worker["pid"], signal.SIGKILL)
+        with pytest.raises(openai.APIError) as caught:
+            for _ in stream:
+                pass
     assert caught.value.code == "worker_died"
     wait_until(lambda: health(small)["status"] == "ok")

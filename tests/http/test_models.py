@@ -79,9 +79,12 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.base}/v1", api_key="none", max_retries=0, timeout=TIMEOUT)
 
 
-def chat(server: Server, *content: Any, **options: Any) -> openai.types.chat.ChatCompletion:
-    messages = [{"role": "user", "content": list(content)}]
-    return client(server).chat.completions.create(messages=messages, **{"temperature": 0, "max_tokens": 8} | options)
+def chat(server: Server, *content: Any, **options: Any) -> Any:
+    """The completion, or a stream's chunks."""
+    given = {"messages": [{"role": "user", "content": list(content)}], "temperature": 0, "max_tokens": 8}
+    with client(server) as connection:
+        answer = connection.chat.completions.create(**given | options)
+        return list(answer) if isinstance(answer, openai.Stream) else answer
 
 
 def text(words: str) -> dict[str, Any]:
@@ -136,11 +139,13 @@ def test_health_has_a_part_for_each(two_models: Server) -> None:
 
 
 def test_models_and_aliases_are_listed(two_models: Server) -> None:
-    listed = {model.id: model for model in client(two_models).models.list().data}
+    with client(two_models) as connection:
+        listed = {model.id: model for model in connection.models.list().data}
+        retrieved = connection.models.retrieve("gpt-4o")
     assert list(listed) == ["full", "small", "chat", "gpt-4o"]
     assert listed["chat"].model_extra["variants"] == {"full": 1, "small": 1}
     assert "variants" not in listed["full"].model_extra
-    assert client(two_models).models.retrieve("gpt-4o") == listed["gpt-4o"]
+    assert retrieved == listed["gpt-4o"]
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are(two_models: Server, clips: dict[str, Path]) -> None:
@@ -227,7 +232,7 @@ def test_a_stream_tells_who_answers_and_says_what_the_model_says(
     *_, (name, done) = events(upload_stream(two_models.base, clips["two"], **LONG))  # no model: the default, an alias
     assert (name, done["model"]) == ("done", "chat")
     assert done["text"] == alone[done["variant"]]
-    chunks = list(chat(two_models, text("Hello"), model="gpt-4o", stream=True))
+    chunks = chat(two_models, text("Hello"), model="gpt-4o", stream=True)
     assert {chunk.model for chunk in chunks} == {"gpt-4o"}
     assert chunks[-1].model_extra["tru"]["variant"] == "small"
 

@@ -35,8 +35,11 @@ def about(path: Path, words: str = QUESTION, **options: Any) -> list[dict[str, A
     return [{"role": "user", "content": [video, {"type": "input_text", "text": words}]}]
 
 
-def ask(server: Server, given: Any, **options: Any) -> Response:
-    return client(server).responses.create(**{"model": "demo", "input": given, "temperature": 0} | options)
+def ask(server: Server, given: Any, **options: Any) -> Any:
+    """The response, or a stream's events."""
+    with client(server) as connection:
+        answer = connection.responses.create(**{"model": "demo", "input": given, "temperature": 0} | options)
+        return answer if isinstance(answer, Response) else list(answer)
 
 
 def test_an_answer_has_openais_shape_and_tells_what_was_sampled(server: Server, clips: dict[str, Path]) -> None:
@@ -59,9 +62,9 @@ def test_an_answer_has_openais_shape_and_tells_what_was_sampled(server: Server, 
 def test_it_is_the_answer_of_a_chat_completion(server: Server, clips: dict[str, Path]) -> None:
     content = [{"type": "video_url", "video_url": {"url": data_uri(clips["two"])}}]
     words = {"type": "text", "text": QUESTION}
-    chat = client(server).chat.completions.create(
-        model="demo", messages=[{"role": "user", "content": [*content, words]}], temperature=0
-    )
+    messages = [{"role": "user", "content": [*content, words]}]
+    with client(server) as connection:
+        chat = connection.chat.completions.create(model="demo", messages=messages, temperature=0)
     for part in (content[0], {"type": "input_video", "video_url": data_uri(clips["two"])}):
         given = [{"role": "user", "content": [part, {"type": "input_text", "text": QUESTION}]}]
         response = ask(server, given)
@@ -70,7 +73,7 @@ def test_it_is_the_answer_of_a_chat_completion(server: Server, clips: dict[str, 
 
 
 def test_a_stream_has_every_event_in_order(server: Server, clips: dict[str, Path]) -> None:
-    received = list(ask(server, about(clips["one"]), stream=True))
+    received = ask(server, about(clips["one"]), stream=True)
     names = [event.type for event in received]
     deltas = [event.delta for event in received if event.type == "response.output_text.delta"]
     assert len(deltas) > 1
@@ -87,7 +90,7 @@ def test_a_stream_has_every_event_in_order(server: Server, clips: dict[str, Path
 
 def test_the_clients_own_accumulation_of_a_stream_works(server: Server, clips: dict[str, Path]) -> None:
     given = {"model": "demo", "input": about(clips["one"]), "temperature": 0}
-    with client(server).responses.stream(**given) as stream:
+    with client(server) as connection, connection.responses.stream(**given) as stream:
         final = stream.get_final_response()
     assert final.output_text == ONE
 
@@ -124,7 +127,7 @@ def test_words_and_pictures_are_answered(server: Server, clips: dict[str, Path])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_is_cut_off_is_incomplete(server: Server, clips: dict[str, Path], stream: bool) -> None:
     given = ask(server, about(clips["one"]), max_output_tokens=2, stream=stream)
-    received = list(given) if stream else []
+    received = given if stream else []
     response = received[-1].response if stream else given
     assert not stream or received[-1].type == "response.incomplete"
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
