@@ -418,7 +418,7 @@ if __name__ == "__main__":
     except EngineLostError:
         print("LOST")
     engine.close()
-    _, alive = psutil.wait_procs(list(family), timeout=60)
+    _, alive = psutil.wait_procs(list(family), timeout=10)
     print("LEFT", alive, engine._guardian.folder.exists())
 """
     result = run_apart(code)
@@ -443,7 +443,7 @@ if __name__ == "__main__":
     core.suspend()
     engine._runner._loop.call_soon_threadsafe(threading.Event().wait)
     engine.close()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=10)
     print("LEFT", alive, engine._guardian.folder.exists())
 """
     result = run_apart(code)

@@ -39,7 +39,7 @@ def tell_to_stop(server: Server) -> None:
 
 def assert_is_gone(server: Server, family: list[psutil.Process]) -> None:
     assert server.process.wait(TIMEOUT) == 0
-    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, alive
     assert "Traceback" not in server.log.read_text()
 

@@ -17,6 +17,7 @@ from socket_client import open_socket
 from support import START_SECONDS, STOP_SECONDS, Server, require_vllm, start_server
 from watching import Brake, health, num_generated, settle, wait_until
 
+GONE_SECONDS = 40
 ENDLESS = {"max_tokens": 12_000, "ignore_eos": "true"}
 """Of an answer that runs for as long as a test looks at it, and fits the KV cache."""
 
@@ -184,7 +185,7 @@ def test_sigterm_drains_and_leaves_no_process(vllm_server: Server, clips: dict[s
     *_, (name, data) = stream
     assert (name, data["finish_reason"]) == ("done", "length")
     assert vllm_server.process.wait(STOP_SECONDS) == 0
-    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive, alive
     # Nobody had to be killed: neither the worker by the server, nor vLLM's processes by their guardian.
     log = vllm_server.log.read_text()
@@ -216,7 +217,7 @@ def kill_one_after_the_other(server: Server, everybody: set[psutil.Process], soc
     assert any(map(is_vllms, its_own)), its_own
     assert any("guardian.py" in part for process in its_own for part in process.cmdline()), its_own
     worker.kill()
-    _, alive = psutil.wait_procs(its_own, timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(its_own, timeout=GONE_SECONDS)
     assert not alive, alive
     wait_until(lambda: not first.exists())
 
@@ -227,6 +228,6 @@ def kill_one_after_the_other(server: Server, everybody: set[psutil.Process], soc
     wait_until(next_one_starts, START_SECONDS)
     server.process.kill()
     server.process.wait(TIMEOUT)
-    _, alive = psutil.wait_procs(list(everybody), timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(list(everybody), timeout=GONE_SECONDS)
     assert not alive, alive
     wait_until(lambda: not list(sockets.iterdir()))

@@ -448,7 +448,7 @@ def test_a_stopping_server_ends_what_it_has_begun_and_takes_no_more(
 
 def is_gone(server: Server, family: list[psutil.Process]) -> None:
     assert server.process.wait(TIMEOUT) == 0
-    _, alive = psutil.wait_procs(family, timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, alive
     assert "Traceback" not in server.log.read_text()
 

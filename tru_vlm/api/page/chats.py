@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tru_vlm.api import schemas
 from tru_vlm.api.kept_videos.library_service import LibraryService
 from tru_vlm.api.page.library import ShownVideo, show_video
-from tru_vlm.api.page.spans import ago
+from tru_vlm.api.page.spans import ago, moment
 from tru_vlm.api.service import InferenceService
 from tru_vlm.api.stored_chats.bodies import TurnBody
 from tru_vlm.api.stored_chats.recorded_stream import RecordedStream
@@ -114,7 +113,7 @@ def _listed(chat: Chat, videos: Sequence[Video | None], now: float) -> ListedCha
         title=chat.title,
         video=show_video(videos[0]).name if videos[0] else "",
         num_others=len(videos) - 1,
-        moment=datetime.fromtimestamp(chat.updated_at, UTC).isoformat(timespec="seconds"),
+        moment=moment(chat.updated_at),
         ago=ago(now - chat.updated_at),
     )
 

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter
@@ -26,7 +25,7 @@ from tru_vlm.api.page.chats import find_video, keep_video
 from tru_vlm.api.page.events import sse_event
 from tru_vlm.api.page.form import page_fields
 from tru_vlm.api.page.library import ShownVideo
-from tru_vlm.api.page.spans import ago
+from tru_vlm.api.page.spans import ago, moment
 from tru_vlm.api.request_body import owner_of
 from tru_vlm.api.security.headers import PAGE_HEADERS
 from tru_vlm.api.security.identity import principal_of
@@ -111,12 +110,12 @@ async def list_jobs(service: InferenceService, jobs: JobService, owner: str) -> 
             title=title_of(job),
             video=video.name if video else "",
             has_others=len({question.video_id for question in questions} - {None}) > 1,
-            moment=datetime.fromtimestamp(job.created_at, UTC).isoformat(timespec="seconds"),
+            moment=moment(job.created_at),
             ago=ago(now - job.created_at),
             is_active=job.is_active,
         )
 
-    return list(await asyncio.gather(*map(listed, found, await jobs.answers(found))))
+    return await asyncio.gather(*(listed(*pair) for pair in zip(found, await jobs.answers(found), strict=True)))
 
 
 async def _find_video(service: InferenceService, job: Job, questions: Sequence[Question]) -> ShownVideo | None:

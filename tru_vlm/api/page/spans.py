@@ -1,8 +1,9 @@
-"""Lengths of time for people: how long ago something was, and when it expires.  It knows no clock."""
+"""Times for people: how long ago something was, when that was, and when it expires.  It knows no clock."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -17,6 +18,11 @@ def ago(seconds: float) -> str:
     """When something was that is ``seconds`` old: ``2 hours ago``."""
     span = _span(seconds, int)
     return f"{span} ago" if span else "just now"
+
+
+def moment(timestamp: float) -> str:
+    """When that was, seconds since 1970, as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
 
 
 def _span(seconds: float, whole: Callable[[float], int]) -> str:
